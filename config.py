@@ -1,0 +1,192 @@
+"""All hyper-parameters: the configuration of a training run, the presets, and `CONFIG`, the course's interface.
+
+Stands alone: imports nothing of this project, and torch only where it is used, so that `--help` does not wait for it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+
+class InputError(Exception):
+    """Bad input from the user. Its text is one line that says what is wrong and what to do; the command line exits with 2."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every hyper-parameter of a training run. Raises InputError where a field is out of its range."""
+
+    epochs: float = 10.0
+    """Budget in passes over the training images; fractions are allowed. OneCycle spans exactly this budget."""
+    batch_size: int = 128
+    """Images in one optimizer step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), or sgd with Nesterov momentum."""
+    max_lr: float = 0.01
+    """Peak learning rate of OneCycle."""
+    momentum: float = 0.9
+    """Momentum of sgd, beta1 of adamw."""
+    beta2: float = 0.97
+    """Decay of adamw's second moment; short runs want less than the usual 0.999."""
+    weight_decay: float = 0.01
+    """Applied to weights of two or more dimensions only: never to biases or BatchNorm."""
+    pct_start: float = 0.25
+    """Share of the budget in which the learning rate rises (OneCycle, Smith & Topin 2018)."""
+    div_factor: float = 25.0
+    """Initial learning rate is max_lr / div_factor."""
+    final_div_factor: float = 1000.0
+    """Final learning rate is the initial one / final_div_factor."""
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over all classes (Szegedy et al. 2016), 0 to below 1."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+    statistics_images: int = 0
+    """Training images from which the mean and deviation of each channel are computed; 0 for all."""
+    whiten_images: int = 2000
+    """Training images from which the filters of a whitening stem are computed."""
+    augment: float = 0.0
+    """Strength of flip, shift-scale-rotate and coarse dropout, 1 being the usual, 0 for none."""
+    workers: int = 2
+    """Processes that augment; without augmentation none are started."""
+    val_images: int = 5000
+    """Images held out of the training split, in the same class proportions; they decide, the test split only reports."""
+    eval_every: int = 0
+    """Steps between two looks at the held-out images; 0 for once an epoch."""
+    eval_from: float = 0.0
+    """Share of the budget before which nobody looks."""
+    early_exit_accuracy: float | None = None
+    """Stop as soon as a pass over the whole test split shows more than this accuracy (0 to 1)."""
+    early_exit_margin: float = 0.0
+    """How far above early_exit_accuracy the held-out images must be before that pass is made."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 for once an epoch. A run without an output folder writes none."""
+    seed: int = 0
+    """Seeds the weights, the order of the images, the augmentation and the split."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto is bf16 (autocast) where the processor has it natively, else fp32."""
+    image_size: int = 32
+    """Height and width to which the images of a folder: data set are brought, in pixels (28 or more)."""
+
+    def __post_init__(self) -> None:
+        def demand(name: str, ok: bool, range_: str) -> None:
+            if not ok:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
+
+        for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "val_images", "whiten_images"):
+            demand(name, getattr(self, name) > 0, "above 0")
+        for name in ("weight_decay", "statistics_images", "augment", "workers", "eval_every", "checkpoint_every", "seed"):
+            demand(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("momentum", "beta2", "label_smoothing", "ema_decay", "eval_from"):
+            demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
+        demand("image_size", self.image_size >= 28, "28 or more")
+        if self.early_exit_accuracy is not None:
+            demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network and how it is trained."""
+
+    about: str
+    """What it is for, in one line."""
+    train: TrainConfig
+    """How it is trained."""
+    net: dict[str, Any] = field(default_factory=dict)
+    """Arguments of model.Net besides the channel and class counts; what is left out has Net's own default."""
+
+
+PRESETS: dict[str, Preset] = {
+    "sprint": Preset(
+        "55% on CIFAR-10 in the fewest seconds",
+        TrainConfig(
+            epochs=0.3,  # 15,000 of the 50,000 images
+            batch_size=128,
+            max_lr=0.02,
+            momentum=0.85,
+            statistics_images=500,
+            whiten_images=500,
+            val_images=1000,
+            eval_every=8,
+            eval_from=0.6,
+            early_exit_accuracy=0.55,
+            early_exit_margin=0.01,
+        ),
+    ),
+    "baseline": Preset(
+        "the same network trained to the end, with augmentation",
+        TrainConfig(
+            epochs=20,
+            batch_size=128,
+            max_lr=0.01,
+            weight_decay=0.05,
+            augment=0.5,
+            label_smoothing=0.1,
+            ema_decay=0.99,
+        ),
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name. Raises InputError, which lists the names, where there is none."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset '{name}': there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def sprint_optimizer(model: nn.Module) -> Optimizer:
+    """AdamW that runs a one-cycle schedule by itself, for a loop that has no scheduler (the course's).
+
+    The learning rate is a function of the number of steps taken; it spans one epoch of 50,000 images and stays low after.
+    """
+    import math
+
+    import torch
+
+    total_steps, warm_up = math.ceil(50_000 / CONFIG.batch_size), 20
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], lr=1e-4, betas=(0.85, 0.97),
+                                  weight_decay=0.01, fused=True)
+    steps = 0
+
+    def set_learning_rate(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        nonlocal steps
+        factor = min((steps + 1) / warm_up, max(0.02, 1 - steps / total_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * factor
+        steps += 1
+
+    optimizer.register_step_pre_hook(set_learning_rate)
+    return optimizer
+
+
+def uint8_image(image: Any) -> Tensor:
+    """A PIL image or (H, W[, C]) uint8 array as a (C, H, W) uint8 tensor: `Model` normalises on whole batches, which is cheaper."""
+    import numpy as np
+    import torch
+
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class CourseConfig:
+    """What the course's training loop asks for (its own names)."""
+
+    batch_size: int = 256
+    num_epochs: int = 4
+    """At most; the loop stops at the first epoch whose test accuracy is above 55%."""
+    transforms: Callable[[Any], Tensor] = uint8_image
+    optimizer_factory: Callable[[nn.Module], Optimizer] = sprint_optimizer
+
+
+CONFIG = CourseConfig()

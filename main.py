@@ -1,0 +1,275 @@
+"""ConvSprint's command line: `python main.py COMMAND --help`. Without a command it sprints."""
+import time
+
+STARTED = time.perf_counter()  # before the imports: they are part of what a user waits for
+
+import contextlib  # noqa: E402
+import dataclasses  # noqa: E402
+import io  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Union  # noqa: E402
+
+import tyro  # noqa: E402
+
+from config import PRESETS, InputError, TrainConfig, get_preset  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass
+class Sprint:
+    """Train the constrained network until it exceeds the target accuracy on the whole test split, on the clock.
+
+    Exit status: 0 reached, 3 not reached, 2 bad input, 130 interrupted.
+    """
+
+    dataset: str = "auto"
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 where it can be had, else
+    shapes."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    seed: int = 0
+    """Seeds the weights, the split and the order of the images."""
+    seeds: int = 1
+    """Run this many consecutive seeds, each in a fresh process."""
+    target: float = 0.55
+    """Test accuracy to exceed, above 0 and below 1."""
+    threads: int = 0
+    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    json: Path | None = None
+    """Write the record of the run or runs here."""
+    report: bool = False
+    """Write a page with curves, confusion matrix and mistakes to runs/."""
+
+    def run(self) -> int:
+        if not 0 < self.target < 1:
+            raise InputError(f"--target is {self.target}: it must be above 0 and below 1 (0.55 is 55%)")
+        if self.seeds < 1 or self.seed < 0 or self.threads < 0:
+            raise InputError("--seeds must be 1 or more, --seed and --threads 0 or more")
+        import data
+        import sprint
+
+        dataset = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
+        if self.seeds > 1:
+            record = sprint.run_seeds(dataset, self.data_dir, self.seed, self.seeds, self.target, self.threads, self.json)
+            return 3 if record["misses"] else 0
+        set_threads(self.threads)
+        run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.seed, self.target)
+        if self.json:
+            run["process_seconds"] = time.perf_counter() - STARTED
+            sprint.write_record(self.json, sprint.make_record(dataset, self.target, [run]))
+        if self.report:
+            write_report(ROOT / "runs" / f"sprint-{trainer.dataset.file_name}", "Sprint", trainer)
+        return 0 if run["reached"] else 3
+
+
+@dataclasses.dataclass
+class Train:
+    """Train a preset for its whole budget; the held-out images guide it, the test split is looked at once, at the end.
+
+    Every field of the preset's configuration can be overridden; the defaults below are the preset's.
+    """
+
+    preset: str = "baseline"
+    """Network and hyper-parameters to start from."""
+    dataset: str = "auto"
+    """As for sprint."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    out: Path | None = None
+    """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET)."""
+    resume: bool = False
+    """Go on from the checkpoint in that folder, exactly as if the run had not stopped."""
+    report: bool = False
+    """Write a page with curves, confusion matrix and mistakes there."""
+    threads: int = 0
+    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
+
+    def run(self) -> int:
+        preset = get_preset(self.preset)
+        import data
+        from model import Net
+        from training import Trainer
+        from utils import command_line, count_parameters, hardware, save_weights, seed_everything, summary, versions
+
+        set_threads(self.threads)
+        dataset = data.load(data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset, self.data_dir,
+                            self.config.image_size)
+        out = self.out or ROOT / "runs" / f"{self.preset}-{dataset.file_name}"
+        seed_everything(self.config.seed)
+        model = Net(dataset.num_channels, dataset.num_classes, **preset.net)
+        print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+        trainer = Trainer(model, dataset, self.config, out, card={
+            "preset": self.preset, "net": preset.net, "parameters": count_parameters(model)})
+        history = trainer.fit(self.resume)
+        test_loss, test_accuracy = trainer.evaluate(dataset.test)
+        last = history.evaluations[-1]
+        save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), trainer.card | {
+            "test_accuracy": test_accuracy, "val_accuracy": last.val_accuracy, "epochs": last.epoch,
+            "seconds": history.total_seconds, "command": command_line(), "hardware": hardware(), "versions": versions()})
+        print(f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
+              f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}")
+        if self.report:
+            write_report(out, f"Training of {self.preset}", trainer)
+        return 0
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Accuracy of trained weights on a whole test split."""
+
+    weights: Path
+    """A .safetensors file or a checkpoint."""
+    dataset: str | None = None
+    """As for sprint; default: the one the weights were trained on."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+
+    def run(self) -> int:
+        import data
+        from inference import TrainedNetwork
+        from utils import resolve_device
+
+        network = TrainedNetwork.load(self.weights, resolve_device(self.device))
+        dataset = data.load(self.dataset or network.card["dataset"], self.data_dir, network.card["image_size"][0])
+        loss, accuracy = network.evaluate(dataset)
+        print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on the {len(dataset.test.labels):,} test images of {dataset.name}")
+        return 0
+
+
+@dataclasses.dataclass
+class Predict:
+    """The most probable classes of image files."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files of any size; they are brought to the network's."""
+    weights: Path
+    """A .safetensors file or a checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+
+    def run(self) -> int:
+        if not self.images:
+            raise InputError("no image named: give one or more image files")
+        from inference import TrainedNetwork
+        from utils import resolve_device
+
+        network = TrainedNetwork.load(self.weights, resolve_device(self.device))
+        for path, top in zip(self.images, network.predict_files(self.images, top=3), strict=True):
+            print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in top))
+        return 0
+
+
+@dataclasses.dataclass
+class Summary:
+    """The torchinfo table of a preset's network, and the table of its constraints."""
+
+    preset: str = "sprint"
+    """Whose network."""
+    channels: int = 3
+    """Channels of the images."""
+    classes: int = 10
+    """Number of classes."""
+
+    def run(self) -> int:
+        preset = get_preset(self.preset)
+        if self.channels < 1 or self.classes < 2:
+            raise InputError("--channels must be 1 or more, --classes 2 or more")
+        from model import Net
+
+        return show(Net(self.channels, self.classes, **preset.net), self.channels)
+
+
+@dataclasses.dataclass
+class Check:
+    """The same tables for anybody's network; exit status 1 if it fails any constraint. The class's code is run."""
+
+    network: tyro.conf.Positional[str]
+    """FILE.py:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
+
+    def run(self) -> int:
+        from constraints import load_network
+
+        return show(load_network(self.network), 3)
+
+
+def show(model: object, num_channels: int) -> int:
+    """Print the summary and the constraints; 1 if any fails, else 0."""
+    from constraints import check, format_table
+    from utils import summary
+
+    print(summary(model, num_channels, (32, 32)))
+    constraints = check(model, num_channels=num_channels)
+    print(format_table(constraints))
+    return 0 if all(constraint.passed for constraint in constraints) else 1
+
+
+COMMANDS = {"sprint": Sprint, "train": Train, "evaluate": Evaluate, "predict": Predict, "summary": Summary, "check": Check}
+
+
+def set_threads(threads: int) -> None:
+    """Limit torch to `threads`; 0 leaves its own choice."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def write_report(folder: Path, title: str, trainer) -> None:
+    """Write the page of a finished training to `folder` and say where it is."""
+    from constraints import check
+    from report import write_report
+    from utils import command_line, hardware, versions
+
+    dataset, model = trainer.dataset, trainer.trained_model
+    page = write_report(
+        folder, title=f"{title} on {dataset.name}", command=command_line(), history=trainer.history, test=dataset.test,
+        logits=trainer.predict(dataset.test), card=trainer.card, config=dataclasses.asdict(trainer.config),
+        constraints=check(model.cpu(), dataset.image_size, dataset.num_channels),
+        environment={**hardware(), **versions()})
+    print(f"report in {page}")
+
+
+def parse(arguments: list[str]) -> object:
+    """The command of `arguments`, filled in. Raises InputError, in one line, where they are wrong."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["sprint", *arguments]
+    if arguments[0] not in (*COMMANDS, "-h", "--help"):
+        raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(COMMANDS)}")
+    # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
+    flags = [text for argument in arguments for text in argument.split("=", 1)]
+    preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] and arguments[0] == "train" else "baseline"
+    defaults = {"train": Train(preset=preset, config=get_preset(preset).train)}
+    commands = tuple(
+        Annotated[command, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
+        for name, command in COMMANDS.items())
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Union[commands], args=arguments, prog="main.py", description=__doc__)  # noqa: UP007 (made at run time)
+    except SystemExit as stop:
+        if stop.code:  # tyro frames its complaint in a box: the lines above the first rule say what is wrong
+            text = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:]]
+            end = next((i for i, line in enumerate(text) if line.startswith(("─", "╰"))), len(text))
+            raise InputError(" ".join(text[:end])) from None
+        raise
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit status."""
+    try:
+        return parse(arguments).run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""Images of the user's own: single files, folders of classes, .npz arrays, each fault named in one line."""
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from config import InputError
+from sources import ImageDataset, Split, stratified_split
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MIN_SIDE = 28  # pixels: the network takes no smaller images
+
+
+def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[np.ndarray, list[str]]:
+    """An image file as (height, width, num_channels) uint8, RGB or grey, and in words what was changed to get there.
+
+    Another size is scaled to cover the wanted one and its middle is taken. Raises InputError where it is not readable.
+    """
+    mode = "L" if num_channels == 1 else "RGB"
+    changes = []
+    try:
+        with Image.open(path) as file:
+            image = file.convert(mode)  # reads all of it: a truncated file fails here
+            if file.mode != mode:
+                changes.append(f"converted from {file.mode} to {mode}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image: {error}") from error
+    if image.size != (width, height):
+        changes.append(f"resized from {image.width}x{image.height} to {width}x{height}")
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(height, width, num_channels), changes
+
+
+def load_folder(path: Path, side: int) -> ImageDataset:
+    """`path`/train/CLASS/* and `path`/test/CLASS/*, or `path`/CLASS/* of which a fifth of each class, always the same, is for test.
+
+    RGB, `side` x `side` pixels. Raises InputError where a folder or class is missing or empty, there is only one class, or a
+    file is not a readable image.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}")
+    has_splits = (path / "train").is_dir()
+    classes = _class_names(path / "train" if has_splits else path)
+    if has_splits:
+        if not (path / "test").is_dir():
+            raise InputError(f"{path} has a train folder but no test folder: add one, or name the train folder itself")
+        others = _class_names(path / "test")
+        if others != classes:
+            raise InputError(f"{path}: train and test have other classes: {', '.join(sorted(set(classes) ^ set(others)))}")
+        train, test = (_read_classes(path / part, classes, side) for part in ("train", "test"))
+    else:
+        everything = _read_classes(path, classes, side)
+        train, test = stratified_split(everything, max(len(classes), len(everything.labels) // 5), seed=0)
+    return ImageDataset(f"folder:{path}", train, test, classes)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(names) < 2:
+        raise InputError(f"{folder} has {f'only the class {names[0]!r}' if names else 'no class folders'}: two or more are needed")
+    return tuple(names)
+
+
+def _read_classes(folder: Path, classes: tuple[str, ...], side: int) -> Split:
+    images, labels, changed = [], [], 0
+    for label, name in enumerate(classes):
+        paths = sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
+        if not paths:
+            raise InputError(f"{folder / name} is empty: a class needs images")
+        for path in paths:
+            if path.suffix.lower() not in IMAGE_ENDINGS:
+                raise InputError(f"{path} is not an image: only images may be in a class's folder")
+            image, changes = read_image(path, 3, side, side)
+            images.append(image)
+            labels.append(label)
+            changed += bool(changes)
+    if changed:
+        print(f"note: {changed} of {len(images)} images in {folder} were brought to {side}x{side} RGB", file=sys.stderr)
+    return Split(np.stack(images), np.array(labels, np.int64))
+
+
+def load_npz(path: Path) -> ImageDataset:
+    """`train_x`, `test_x` (N, H, W[, C]) uint8, `train_y`, `test_y` (N,) integers from 0, optionally `classes` (names).
+
+    Raises InputError where an array is missing or has another type or shape than that.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or 'not an .npz file'}") from error
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged or not an .npz file of plain arrays") from error
+    missing = [name for name in ("train_x", "train_y", "test_x", "test_y") if name not in arrays]
+    if missing:
+        raise InputError(f"{path} has no array {' and no '.join(missing)}: it needs train_x, train_y, test_x, test_y")
+    for name in ("train_y", "test_y"):
+        if arrays[name].dtype.kind not in "iu" or arrays[name].ndim != 1 or not arrays[name].size:
+            raise InputError(f"{path}: {name} is {arrays[name].dtype} of shape {arrays[name].shape}, not a list of integers")
+    names = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else None
+    count = len(names) if names else int(arrays["train_y"].max()) + 1
+    train, test = (_check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count) for part in ("train", "test"))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise InputError(f"{path}: the images of train_x and test_x differ in size or channels")
+    if count < 2:
+        raise InputError(f"{path} has only one class: two or more are needed")
+    return ImageDataset(f"npz:{path}", train, test, names or tuple(map(str, range(count))))
+
+
+def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+    if images.dtype != np.uint8:
+        raise InputError(f"{path}: {part}_x is {images.dtype}, not uint8 (0 to 255)")
+    if images.ndim not in (3, 4):
+        raise InputError(f"{path}: {part}_x has {images.ndim} dimensions, not (N, H, W) or (N, H, W, C)")
+    if min(images.shape[1:3]) < MIN_SIDE:
+        raise InputError(f"{path}: {part}_x has images of {images.shape[1]}x{images.shape[2]} pixels, {MIN_SIDE} is the least")
+    if len(images) != len(labels):
+        raise InputError(f"{path}: {part}_x has {len(images)} images, {part}_y {len(labels)} labels")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"{path}: {part}_y has labels from {labels.min()} to {labels.max()}, not from 0 to {num_classes - 1}")
+    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int64))

@@ -1,0 +1,46 @@
+"""What several test files share: the command line as a user runs it, and small data sets of real files."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# On networks this small a second thread gains little, and on a busy machine the two wait for each other most of the time.
+# The tests that are about speed or exact repetition take it back.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
+
+needs_cifar10 = pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {DATA}")
+
+
+def run_main(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`python main.py ARGUMENTS` in a process of its own, its output as text."""
+    return subprocess.run([sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=cwd, env=env, text=True,
+                          capture_output=True)
+
+
+def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit status 2, exactly one error line on stderr, which contains `words`, and no traceback."""
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
+    assert len(errors) == 1, result.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+@pytest.fixture(scope="session")
+def shapes_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5,000 training and 500 test images of the `shapes` renderer in an .npz file, which loads in no time."""
+    import shapes
+
+    path = tmp_path_factory.mktemp("shapes") / "shapes.npz"
+    (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)
+    np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
+    return path

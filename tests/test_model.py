@@ -1,0 +1,127 @@
+"""The network: shapes, the space-to-batch convolution, whitening, and what a course's loop sees of it."""
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+from model import DilatedDepthwiseConv2d, Layer, Model, Net, WhiteningConv2d
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (3, 5), (1, 4), (16, 9)])
+def test_space_to_batch_equals_the_dilated_convolution(size, dilation):
+    torch.manual_seed(0)
+    module = DilatedDepthwiseConv2d(6, 3, dilation).double()
+    x = torch.randn(2, 6, *size, dtype=torch.double, requires_grad=True)
+    ours = module(x)
+    plain = F.conv2d(x, module.weight, padding=dilation, dilation=dilation, groups=6)
+    assert ours.shape == plain.shape
+    assert torch.allclose(ours, plain, atol=1e-12)
+    upstream = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, (x, module.weight), upstream),
+                    torch.autograd.grad(plain, (x, module.weight), upstream), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "channels", "height", "width", "classes"),
+                         [(1, 1, 28, 28, 10), (2, 3, 32, 32, 100), (3, 4, 32, 32, 2), (1, 3, 47, 33, 10), (1, 3, 64, 64, 10)])
+def test_any_batch_channels_size_and_classes(batch, channels, height, width, classes):
+    for network in (Net(channels, classes), Model(channels, classes)):
+        network.eval()
+        logits = network(torch.randn(batch, channels, height, width))
+        assert logits.shape == (batch, classes)
+        assert logits.dtype == torch.float32
+        assert logits.isfinite().all()
+
+
+def test_logits_are_raw():
+    torch.manual_seed(0)
+    logits = Net(3, 10).eval()(torch.randn(64, 3, 32, 32))
+    assert (logits.exp().sum(1) - 1).abs().max() > 1e-3  # neither probabilities nor their logarithms sum to one here
+    assert logits.min() < 0
+
+
+def test_whitened_patches_have_unit_variance_and_no_correlation():
+    torch.manual_seed(0)
+    images = F.interpolate(torch.randn(64, 3, 16, 16), size=32, mode="bilinear")  # neighbours correlate, as in photographs
+    stem = WhiteningConv2d(3, 32, kernel_size=4, stride=2)
+    stem.whiten(images)
+    responses = F.conv2d(images, stem.weight, stride=2).permute(1, 0, 2, 3).flatten(1)
+    assert torch.allclose(responses[:16], -responses[16:], atol=1e-4)  # each direction with both signs
+    assert torch.allclose(torch.cov(responses[:16]), torch.eye(16), atol=0.05)
+
+
+def test_stem_is_fixed_and_everything_else_learns():
+    network = Net(3, 10)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(layer.weight)  # a layer that starts as the identity passes no gradient to its convolution
+    network(torch.randn(8, 3, 32, 32)).sum().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None]
+    assert without == ["C1.0.weight"]
+
+
+def test_layers_that_keep_their_shape_start_as_the_identity():
+    layer = Layer(16, 16, "separable")
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(layer(x), x)
+    assert not torch.equal(Layer(16, 32, "separable")(x)[:, :16], x)
+
+
+def test_unknown_kind_of_layer():
+    with pytest.raises(ValueError, match="unknown kind of layer 'circular'"):
+        Layer(8, 8, "circular")
+
+
+def test_no_bias_before_batch_norm():
+    for network in (Net(3, 10), Model(3, 10)):
+        assert all(m.bias is None for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def test_course_model_takes_pixels_of_any_scale():
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
+    outputs = []
+    for images in (pixels, pixels.float() / 255):
+        torch.manual_seed(1)
+        model = Model(num_channels=3, num_classes=10)
+        model.train()(images)
+        outputs.append(model.eval()(images))
+    assert torch.allclose(*outputs, atol=0.05)  # bf16
+
+
+def test_course_model_adapts_once_and_keeps_it_in_its_state():
+    model = Model(num_channels=3, num_classes=10)
+    model.eval()(torch.rand(4, 3, 32, 32))
+    assert not model.adapted  # looking is not training
+    model.train()(torch.rand(16, 3, 32, 32))
+    mean = model.mean.clone()
+    model(torch.rand(16, 3, 32, 32) + 5)
+    assert torch.equal(model.mean, mean)
+    again = Model(num_channels=3, num_classes=10)
+    again.load_state_dict(model.state_dict())
+    again.train()(torch.rand(16, 3, 32, 32) + 5)
+    assert torch.equal(again.mean, mean)
+
+
+def test_course_interface_is_annotated_and_documented():
+    assert Model.__doc__
+    assert Model.forward.__doc__
+    annotations = inspect.get_annotations(Model.forward)
+    assert set(annotations) == {"x", "return"}
+    assert set(inspect.signature(Model.__init__).parameters) == {"self", "num_channels", "num_classes"}
+
+
+@pytest.mark.parametrize("module", ["model", "config"])
+def test_stands_alone(module):
+    """Importing it imports no other file of this repository."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; "
+            f"print(*(n for n, m in sys.modules.items() if str(getattr(m, '__file__', '')).startswith({str(ROOT)!r})))")
+    ours = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
+    assert [name for name in ours if ".venv" not in name and not name.startswith(("torch", "numpy"))] != []
+    root_modules = {path.stem for path in ROOT.glob("*.py")}
+    assert set(ours) & root_modules == {module}

@@ -1,0 +1,210 @@
+"""The Trainer: it learns, stops early, resumes exactly after a real SIGKILL, survives Ctrl-C, NaN and a full disk."""
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ALL_THREADS, ROOT, assert_refused, run_main
+
+import data
+from config import InputError, TrainConfig
+from model import Net
+from training import History, Trainer
+from utils import load_checkpoint, seed_everything
+
+SMALL = TrainConfig(epochs=1, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02)
+STEPS = 38  # in an epoch of 4,900 images
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes_npz):
+    return data.load(f"npz:{shapes_npz}", ROOT)
+
+
+def make_trainer(dataset, config: TrainConfig, out: Path | None = None) -> Trainer:
+    seed_everything(config.seed)
+    return Trainer(Net(dataset.num_channels, dataset.num_classes), dataset, config, out)
+
+
+def test_learns_shapes(dataset):
+    trainer = make_trainer(dataset, replace(SMALL, epochs=4, val_images=500))
+    history = trainer.fit()
+    assert [e.step for e in history.evaluations] == [35 * i for i in range(1, 5)]
+    assert history.evaluations[-1].val_accuracy > 0.16  # chance is 0.1, four deviations below
+    assert history.evaluations[-1].train_loss < history.evaluations[0].train_loss
+    assert history.images_seen == 4 * 35 * 128
+    assert history.seconds == sorted(history.seconds)
+    assert history.test_passes == 0  # nobody asked
+
+
+def test_learns_with_augmentation_and_averaging(dataset):
+    history = make_trainer(dataset, replace(SMALL, epochs=3, val_images=500, augment=0.3, ema_decay=0.9, label_smoothing=0.1)).fit()
+    assert history.evaluations[-1].val_accuracy > 0.16
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_spares_biases_and_batch_norm(dataset, optimizer):
+    trainer = make_trainer(dataset, replace(SMALL, optimizer=optimizer, weight_decay=0.3))
+    trainer._prepare()
+    decayed, spared = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.3
+    assert spared["weight_decay"] == 0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert len(spared["params"]) == sum(p.ndim < 2 for p in trainer.model.parameters())
+
+
+def test_one_cycle_spans_the_budget(dataset):
+    config = replace(SMALL, eval_every=1, pct_start=0.25, max_lr=0.02, div_factor=25, final_div_factor=1000)
+    rates = [e.learning_rate for e in make_trainer(dataset, config).fit().evaluations]
+    assert len(rates) == STEPS
+    assert max(rates) == pytest.approx(0.02, rel=0.1)
+    assert rates.index(max(rates)) == pytest.approx(STEPS * 0.25, abs=1.5)
+    assert rates[-1] == pytest.approx(0.02 / 25 / 1000, rel=0.01)
+
+
+def test_early_exit_stops_at_the_first_test_pass_above_the_target(dataset):
+    config = replace(SMALL, epochs=10, eval_every=5, early_exit_accuracy=0.15)
+    trainer = make_trainer(dataset, config)
+    history = trainer.fit()
+    assert history.reached
+    assert history.test_accuracy > 0.15
+    assert history.images_seen < 10 * STEPS * 128
+    assert history.test_passes >= 1
+    promising = [e for e in history.evaluations if e.val_accuracy >= 0.15]
+    assert len(promising) == history.test_passes  # no pass without a promise
+    assert trainer.evaluate(dataset.test)[1] == history.test_accuracy  # the network that is kept is the one that passed
+
+
+def test_early_exit_that_is_never_reached_makes_a_last_test_pass(dataset):
+    history = make_trainer(dataset, replace(SMALL, early_exit_accuracy=0.99)).fit()
+    assert not history.reached
+    assert history.test_passes == 1
+    assert history.test_accuracy is not None
+
+
+def test_same_seed_same_run(dataset):
+    runs = [make_trainer(dataset, SMALL) for _ in range(2)]
+    histories = [trainer.fit() for trainer in runs]
+    assert histories[0].evaluations == histories[1].evaluations
+    other = make_trainer(dataset, replace(SMALL, seed=1)).fit()
+    assert other.evaluations != histories[0].evaluations
+
+
+def test_infinite_loss_names_step_and_rate_and_keeps_the_checkpoint(dataset, tmp_path):
+    trainer = make_trainer(dataset, replace(SMALL, checkpoint_every=3), tmp_path)
+    original = trainer.model.forward
+    trainer.model.forward = lambda x: original(x) * (float("nan") if trainer.step == 7 else 1)
+    with pytest.raises(InputError, match=r"the loss became nan at step 8 of 38, learning rate 0\.\d+.*max_lr.*checkpoint\.pt"):
+        trainer.fit()
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert kept["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+
+
+def test_absurd_learning_rate_ends_in_one_line(shapes_npz, tmp_path):
+    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--optimizer", "sgd", "--max-lr", "1e30", "--augment", 0,
+                      "--val-images", 100, "--out", tmp_path)
+    assert_refused(result, "learning rate", "try a lower max_lr")
+
+
+def test_batch_larger_than_the_data(dataset):
+    with pytest.raises(InputError, match="batch"):
+        make_trainer(dataset, replace(SMALL, batch_size=5000)).fit()
+
+
+def train_command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
+    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--epochs", 0.5, "--batch-size", 64, "--val-images", 100,
+                 "--eval-every", 19, "--checkpoint-every", 7, "--ema-decay", 0.9, "--out", out, *more]
+    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+
+
+def outcome(out: Path) -> tuple[dict, History]:
+    state = load_checkpoint(out / "checkpoint.pt")
+    return state, History.from_dict(state["history"])
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("augment", "env"), [(0.0, ALL_THREADS), (0.5, None)])
+def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, augment, env):
+    """Killed for good at random moments after its first checkpoint, and resumed, the run ends as one never killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(train_command(shapes_npz, whole, "--augment", augment), env=env, check=True,
+                   capture_output=True)
+    rng = random.Random(7)
+    for attempt in range(3):
+        resume = ["--resume"] if attempt else []
+        checkpoint = killed / "checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if attempt else 0
+        process = subprocess.Popen(train_command(shapes_npz, killed, "--augment", augment, *resume),
+                                   env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
+        wait_for(lambda: process.poll() is not None  # noqa: B023 (called at once)
+                 or (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before))  # noqa: B023
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        load_checkpoint(checkpoint)  # whole, whatever was being written
+    subprocess.run(train_command(shapes_npz, killed, "--augment", augment, "--resume"), env=env,
+                   check=True, capture_output=True)
+
+    (one, one_history), (other, other_history) = outcome(whole), outcome(killed)
+    assert one_history.evaluations == other_history.evaluations
+    assert one["step"] == other["step"]
+    for part in ("model", "trained"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(shapes_npz, tmp_path):
+    process = subprocess.Popen(train_command(shapes_npz, tmp_path, "--epochs", 200, "--checkpoint-every", 100_000),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process.stdout.readline()  # the summary: the imports are done
+    time.sleep(6)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted: after step ")
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] > 0
+
+
+def test_resume_refuses_another_configuration_and_names_the_field(dataset, tmp_path):
+    make_trainer(dataset, SMALL, tmp_path).fit()
+    with pytest.raises(InputError, match=r"max_lr was 0\.02, is 0\.5"):
+        make_trainer(dataset, replace(SMALL, max_lr=0.5), tmp_path).fit(resume=True)
+
+
+def test_resume_without_a_checkpoint(dataset, tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        make_trainer(dataset, SMALL, tmp_path).fit(resume=True)
+
+
+def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
+    """The kernel refuses to let the file grow, as it does on a full disk or over a quota: a real failed write."""
+    command = train_command(shapes_npz, tmp_path, "--augment", 0)
+    subprocess.run([*command, "--epochs", "0.2"], check=True, capture_output=True)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    result = subprocess.run(command, text=True, capture_output=True,
+                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
+    assert_refused(result, "checkpoint.pt", "File too large", "untouched")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_out_folder_that_cannot_be_written(shapes_npz, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = subprocess.run(train_command(shapes_npz, tmp_path / "file"), text=True, capture_output=True)
+    assert_refused(result, "cannot write")

@@ -1,0 +1,316 @@
+"""The only training loop of this repository."""
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # the first optimizer of a process imports it, for about a second: not on the sprint's clock
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from config import InputError, TrainConfig
+from data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
+from inference import loss_and_accuracy, predict_logits
+from utils import (
+    demand_writable,
+    load_checkpoint,
+    random_states,
+    resolve_device,
+    resolve_precision,
+    restore_random_states,
+    save_checkpoint,
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came; the step under way was finished and the state saved. The text says how to go on."""
+
+
+@dataclass
+class Evaluation:
+    """One look at the held-out images."""
+
+    step: int
+    """Optimizer steps taken."""
+    epoch: float
+    """Passes over the training images."""
+    images_seen: int
+    learning_rate: float
+    train_loss: float
+    """Mean over the batches since the last look, in nats, with label smoothing where there is any."""
+    train_accuracy: float
+    """Likewise, 0 to 1, on the images as augmented."""
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass
+class History:
+    """What happened in a run. All of it but `seconds` is the same for the same seed, interrupted or not."""
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """The clock at each evaluation, from the start of `Trainer.fit`, without the time between stop and resume."""
+    test_passes: int = 0
+    test_accuracy: float | None = None
+    """Of the last pass over the test split (early exit only)."""
+    reached: bool = False
+    """Whether that accuracy was above early_exit_accuracy."""
+    images_seen: int = 0
+    total_seconds: float = 0.0
+    """The clock when training stopped."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> History:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**values, "evaluations": [Evaluation(**e) for e in values["evaluations"]]})
+
+
+class Trainer:
+    """Trains `model` on `dataset` as `config` says.
+
+    The held-out images are cut from the training split here. Everything else that touches an image happens in `fit`, whose
+    duration is the clock of a sprint.
+
+    Args:
+        model: any module that maps (N, C, H, W) floats to raw logits (N, num_classes). One that has a method
+            ``whiten(images)`` is given `config.whiten_images` normalised training images before the first step.
+        dataset: the test split is touched only where `config.early_exit_accuracy` is set.
+        config: all hyper-parameters.
+        out_dir: where ``checkpoint.pt`` is kept; None writes nothing.
+        card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net).
+
+    Raises InputError where the configuration does not fit the data, the device or the folder.
+    """
+
+    def __init__(self, model: nn.Module, dataset: ImageDataset, config: TrainConfig, out_dir: Path | None = None,
+                 card: dict[str, Any] | None = None) -> None:
+        self.dataset, self.config = dataset, config
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.averaged: AveragedModel | None = None
+        self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
+        if out_dir:
+            demand_writable(out_dir)
+        self.card = {"dataset": dataset.name, "classes": list(dataset.classes), "num_channels": dataset.num_channels,
+                     "image_size": list(dataset.image_size), **(card or {})}
+        self.history = History()
+        self.step = 0
+        self.learning_rate = 0.0  # of the latest step
+        self.seconds_before = 0.0
+        self.running = {"loss": 0.0, "correct": 0, "images": 0}  # sums since the last evaluation
+
+    def fit(self, resume: bool = False) -> History:
+        """Train until the budget is used up or `config.early_exit_accuracy` is exceeded on the whole test split.
+
+        With `resume`, go on from the checkpoint in the output folder as if nothing had happened: on a CPU, to bit-identical
+        weights and history.
+
+        Raises:
+            Interrupted: at Ctrl-C, after the step under way, with the state saved.
+            InputError: when the loss is not finite, or a checkpoint cannot be written or does not fit.
+        """
+        self.started = time.perf_counter()
+        self._prepare()
+        if resume:
+            self._restore()
+        batches = self.batches.steps(self.step, self.total_steps)
+        progress = tqdm(total=self.total_steps * self.config.batch_size, initial=self.step * self.config.batch_size,
+                        unit=" images", unit_scale=True, disable=None, leave=False)
+        with progress, contextlib.closing(batches), _interrupt_flag() as interrupted:
+            for inputs, targets in batches:
+                self._train_step(inputs, targets)
+                progress.update(len(targets))
+                progress.set_postfix(self._postfix(), refresh=False)
+                if self._is_due(self.config.eval_every) and self.step >= self.config.eval_from * self.total_steps:
+                    self._evaluate()
+                    if self._early_exit():
+                        break
+                if self.checkpoint_path and self._is_due(self.config.checkpoint_every):
+                    self._save()
+                if interrupted():
+                    self._stop()
+        self.history.images_seen = self.step * self.config.batch_size
+        self.history.total_seconds = self._clock()
+        if self.checkpoint_path:
+            self._save()
+        return self.history
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The network to evaluate and to keep: the averaged one where there is an average."""
+        return self.averaged.module if self.averaged else self.model
+
+    def predict(self, split: Split) -> Tensor:
+        """Raw logits (N, num_classes), float32 on the CPU, of the trained network on `split`."""
+        return predict_logits(self.trained_model, split.images, self.mean, self.std, self.device, self.precision)
+
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy (0 to 1) of the trained network on `split`."""
+        return loss_and_accuracy(self.predict(split), split.labels)
+
+    def _prepare(self) -> None:
+        """All that looks at images or weights before the first step."""
+        config, images = self.config, self.train_split.images
+        self.mean, self.std = statistics(images[: config.statistics_images or len(images)])
+        self.card |= {"mean": list(self.mean), "std": list(self.std)}
+        if config.augment:
+            self.batches = AugmentedBatches(self.train_split, config.batch_size, self.mean, self.std, config.augment,
+                                            config.seed, config.workers, self.device)
+        else:
+            self.batches = VectorisedBatches(self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device)
+        self.total_steps = max(1, round(config.epochs * self.batches.steps_per_epoch))
+        if hasattr(self.model, "whiten"):
+            pixels = torch.from_numpy(images[: config.whiten_images]).to(self.device)
+            self.model.whiten(normalise(pixels, self.mean, self.std))
+        if config.ema_decay:
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.optimizer = _build_optimizer(self.model, config)
+        self.scheduler = OneCycleLR(self.optimizer, config.max_lr, self.total_steps, pct_start=config.pct_start,
+                                    div_factor=config.div_factor, final_div_factor=config.final_div_factor,
+                                    anneal_strategy="linear", cycle_momentum=False)
+
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
+        self.model.train()
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits = self.model(inputs)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        if not math.isfinite(loss_value := loss.item()):
+            raise InputError(f"the loss became {loss_value} at step {self.step + 1} of {self.total_steps}, learning rate "
+                             f"{self.learning_rate:.3g}: try a lower max_lr{self._last_checkpoint()}")
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+        self.step += 1
+        if self.step < self.total_steps:
+            self.scheduler.step()
+        self.running["loss"] += loss_value * len(targets)
+        self.running["correct"] += int((logits.detach().argmax(1) == targets).sum())
+        self.running["images"] += len(targets)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step == self.total_steps
+
+    def _evaluate(self) -> None:
+        val_loss, val_accuracy = self.evaluate(self.val_split)
+        images = self.running["images"]
+        self.history.evaluations.append(Evaluation(
+            step=self.step, epoch=self.step / self.batches.steps_per_epoch, images_seen=self.step * self.config.batch_size,
+            learning_rate=self.learning_rate, train_loss=self.running["loss"] / images,
+            train_accuracy=self.running["correct"] / images, val_loss=val_loss, val_accuracy=val_accuracy))
+        self.history.seconds.append(self._clock())
+        self.running = dict.fromkeys(self.running, 0)
+
+    def _early_exit(self) -> bool:
+        """Make the test pass when the held-out images promise success or nothing is left to wait for; True to stop."""
+        target = self.config.early_exit_accuracy
+        if target is None:
+            return False
+        promising = self.history.evaluations[-1].val_accuracy >= target + self.config.early_exit_margin
+        if promising or self.step == self.total_steps:
+            _, self.history.test_accuracy = self.evaluate(self.dataset.test)
+            self.history.test_passes += 1
+            self.history.reached = self.history.test_accuracy > target
+        return self.history.reached
+
+    def _clock(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _postfix(self) -> dict[str, str]:
+        images = self.running["images"]
+        values = {"lr": f"{self.learning_rate:.2g}"}
+        if images:
+            values |= {"loss": f"{self.running['loss'] / images:.3f}", "accuracy": f"{self.running['correct'] / images:.1%}"}
+        if self.history.evaluations:
+            values["val"] = f"{self.history.evaluations[-1].val_accuracy:.1%}"
+        return values
+
+    def _last_checkpoint(self) -> str:
+        if self.checkpoint_path and self.checkpoint_path.exists():
+            return f"; the last good checkpoint is {self.checkpoint_path}"
+        return ""
+
+    def _stop(self) -> None:
+        if not self.checkpoint_path:
+            raise Interrupted(f"after step {self.step} of {self.total_steps}; nothing is kept without an output folder")
+        self._save()
+        raise Interrupted(f"after step {self.step} of {self.total_steps}, saved in {self.checkpoint_path}: the same command with "
+                          "--resume goes on")
+
+    def _save(self) -> None:
+        state = self.trained_model.state_dict()
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise InputError(f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
+                             f"try a lower max_lr{self._last_checkpoint()}")
+        save_checkpoint(self.checkpoint_path, {
+            "card": self.card, "config": asdict(self.config), "model": state, "step": self.step,
+            "trained": self.model.state_dict(), "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
+            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states(),
+            "history": asdict(self.history), "running": self.running, "seconds": self._clock(),
+        })
+
+    def _restore(self) -> None:
+        if not self.checkpoint_path or not self.checkpoint_path.exists():
+            raise InputError(f"nothing to resume: there is no {self.checkpoint_path}")
+        state = load_checkpoint(self.checkpoint_path)
+        changed = [f"{name} was {state['config'].get(name)}, is {value}" for name, value in asdict(self.config).items()
+                   if state["config"].get(name) != value and name != "workers"]
+        if changed:
+            raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
+        self.model.load_state_dict(state["trained"])
+        if self.averaged:
+            self.averaged.module.load_state_dict(state["model"])
+            self.averaged.n_averaged.fill_(state["average_steps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history = History.from_dict(state["history"])
+        self.step, self.running, self.seconds_before = state["step"], state["running"], state["seconds"]
+        restore_random_states(state["random"])
+
+
+def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of `config` with weight decay on the parameters of two or more dimensions only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trainable if p.ndim >= 2]},
+              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, weight_decay=config.weight_decay,
+                               nesterov=config.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay,
+                             fused=True)
+
+
+@contextlib.contextmanager
+def _interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C came; a second Ctrl-C interrupts at once, as ever."""
+    came = False
+
+    def handler(signum: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, previous)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, previous)

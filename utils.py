@@ -1,0 +1,202 @@
+"""Seed, device, precision, the torchinfo summary, and files that are written whole or not at all."""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import platform
+import random
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import InputError
+
+ROOT = Path(__file__).resolve().parent
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all generators, as tensors and plain values that a checkpoint can hold."""
+    name, keys, *rest = np.random.get_state()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {"python": random.getstate(), "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "cpu": torch.get_rng_state(),
+            "accelerator": torch.get_device_module(accelerator).get_rng_state() if accelerator else None}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """The inverse of `random_states`."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["cpu"])
+    if states["accelerator"] is not None and torch.accelerator.is_available():
+        torch.get_device_module(torch.accelerator.current_accelerator()).set_rng_state(states["accelerator"])
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the accelerator of this machine (cuda, xpu, mps) or else the CPU.
+
+    Raises InputError where it is unknown or not there.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    if name not in ("cpu", "cuda", "xpu", "mps"):
+        raise InputError(f"unknown device '{name}': there are auto, cpu, cuda, xpu, mps")
+    if name != "cpu" and (accelerator is None or accelerator.type != name):
+        raise InputError(f"this machine has no {name} device that torch can use: try --device auto")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """torch.bfloat16 or torch.float32; `auto` is bf16 where `device` computes in it natively (emulated, it is slower)."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(key, False) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+    elif device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "xpu"
+    return torch.bfloat16 if native else torch.float32
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, and those fixed by whitening: every weight the network needs beside BatchNorm's statistics."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def summary(model: nn.Module, num_channels: int, image_size: tuple[int, int]) -> str:
+    """The torchinfo table of `model` for one image of (num_channels, *image_size), to the depth that shows C1..C4 and O."""
+    from torchinfo import summary as torchinfo_summary
+
+    table = torchinfo_summary(model, input_size=(1, num_channels, *image_size), depth=2, verbose=0, row_settings=["var_names"],
+                              col_names=["input_size", "output_size", "num_params", "mult_adds"])
+    return str(table)
+
+
+def hardware() -> dict[str, Any]:
+    """This machine: processor, cores this process may use, torch's threads, accelerator, system."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = found[1] if found else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {"processor": processor, "cores": cores, "threads": torch.get_num_threads(),
+            "accelerator": accelerator.type if accelerator else None, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it in the project's folder."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all: temporary file beside it, fsync, rename.
+
+    Raises InputError where that fails (unwritable folder, full disk); a file that was there before is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "; the one that was there is untouched" if path.exists() else ""
+        raise InputError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+
+
+def demand_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder` (itself made where it is missing): better before a training."""
+    probe = folder / ".writable"
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a training's whole state (tensors and plain values), atomically. Raises InputError where it cannot."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; no code in the file is run (``weights_only=True``).
+
+    Raises InputError where it is missing, truncated or holds anything but tensors and plain values.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is refused: it is not a checkpoint of tensors and plain values (reading it could run code, or "
+                         "it is damaged)") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy it again or choose another "
+                         "file") from error
+    if not isinstance(state, dict) or "model" not in state or "card" not in state:
+        raise InputError(f"{path} is not a checkpoint of this project: 'model' and 'card' are missing")
+    return state
+
+
+def save_weights(path: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write a trained network as safetensors, its card inside the file's header and beside it as .json (for people)."""
+    from safetensors.torch import save
+
+    text = json.dumps(card, indent=2)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    write_atomically(path, save(tensors, metadata={"convsprint": text}))
+    write_atomically(path.with_suffix(".json"), text.encode() + b"\n")
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and card of a .safetensors file of `save_weights`, or of a checkpoint (any other ending).
+
+    Raises InputError where the file is missing, truncated, not of this project, or could run code.
+    """
+    if path.suffix != ".safetensors":
+        state = load_checkpoint(path)
+        return state["model"], state["card"]
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        card = json.loads(header["convsprint"])
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: copy it again or choose another file") from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} was not written by this project: its header has no card of the network") from error
+    return tensors, card
