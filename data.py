@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import signal
 import sys
 import urllib.request
@@ -55,11 +56,12 @@ def resolve_auto(root: Path) -> str:
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of `images` (N, H, W, C) uint8, of pixels scaled to 0..1."""
-    channels = images.shape[3]
-    sums = torch.zeros(2, channels, dtype=torch.float64)
-    for first in range(0, len(images), 1000):  # floats of one part at a time
-        pixels = torch.from_numpy(images[first : first + 1000]).view(-1, channels).float()
-        sums += torch.stack([pixels.sum(0, dtype=torch.float64), pixels.square().sum(0, dtype=torch.float64)])
+    rows = torch.from_numpy(images).view(len(images), -1)
+    sums = torch.zeros(2, rows.shape[1], dtype=torch.float64)
+    for part in rows.split(256):  # 256 * 255**2 < 2**24: float32 holds these sums of integers exactly
+        pixels = part.float()
+        sums += torch.stack([pixels.sum(0), pixels.square_().sum(0)])
+    sums = sums.view(2, -1, images.shape[3]).sum(1)
     mean, square = sums / (255 * images[..., 0].size)
     std = (square / 255 - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)  # a channel of one value has no deviation
     return tuple(mean.tolist()), tuple(std.tolist())
@@ -67,9 +69,19 @@ def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels_last memory: (pixels / 255 - mean) / std."""
-    scale = 1 / (255 * torch.tensor(std, device=pixels.device))
-    shift = torch.tensor(mean, device=pixels.device) * (-255 * scale)
-    return pixels.float().mul_(scale).add_(shift).permute(0, 3, 1, 2)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.shape[1] * pixels.shape[2], pixels.device)
+    rows = pixels.reshape(len(pixels), -1).float()
+    return rows.mul_(scale).add_(shift).view(pixels.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], area: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What to multiply and add to each number of an image laid out as one row (area * C).
+
+    Whole rows are why `normalise` is fast: over the last dimension of (N, H, W, 3) the same arithmetic takes seven times longer.
+    """
+    scale = 1 / (255 * torch.tensor(std, device=device))
+    return scale.repeat(area), (torch.tensor(mean, device=device) * (-255 * scale)).repeat(area)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

@@ -1,8 +1,8 @@
 """`shapes`: ten classes of drawn shapes over textured clutter, 32x32 RGB, rendered from a seed. No download, no licence.
 
-Each image is a textured ground with stray strokes, one filled shape at a random place, size, angle and stretch in a
-colour near the ground's, more strokes that cross it, uneven light and noise. The difficulty is set so that a linear classifier
-on the pixels learns little and a convolutional network needs about as many images as on CIFAR-10.
+Each image is a textured ground with stray strokes, one filled and textured shape at a random place, size, angle and stretch
+that is lighter or darker than the ground, strokes that may cross it, and noise. Difficulty is set so that a linear classifier on
+the pixels learns little and `Net` needs about as many images as on CIFAR-10.
 """
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ SIDE = 32  # pixels
 _BLOCK = 256  # images that share one random generator
 _OVERSAMPLE = 2  # shapes are drawn this much larger, then averaged down
 _SUBPIXEL_BITS = 4  # OpenCV's fixed-point coordinates
-_CONTRAST = (26.0, 75.0)  # distance of the shape's colour from the ground's, in RGB units of 0..255
+_CONTRAST = (45.0, 140.0)  # distance of the shape's colour from the ground's, in RGB units of 0..255
 
 
 def _arc(start: float, stop: float, radius: float = 1.0, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
@@ -48,60 +48,57 @@ _OUTLINES = _outlines()
 
 
 def _texture(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Smooth colour noise plus a grating: float32 (SIDE, SIDE, 3) around 0."""
+    """Smooth colour noise and, half the time, a grating: float32 (SIDE, SIDE, 3) around 0, of about `strength`."""
     cells = int(rng.integers(3, 9))
-    noise = rng.standard_normal((cells, cells, 3), dtype=np.float32)
-    texture = cv2.resize(noise, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) * strength
+    noise = rng.standard_normal((cells, cells, 3), dtype=np.float32) * np.float32(strength)
+    texture = cv2.resize(noise, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     if rng.random() < 0.5:
-        angle, wavelength, phase = rng.uniform(0, np.pi), rng.uniform(4, 12), rng.uniform(0, 2 * np.pi)
-        steps = np.arange(SIDE, dtype=np.float32) * (2 * np.pi / wavelength)
-        wave = np.sin(steps[:, None] * np.sin(angle) + steps[None, :] * np.cos(angle) + phase, dtype=np.float32)
-        texture += wave[..., None] * (rng.standard_normal(3, dtype=np.float32) * strength)
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        steps = np.arange(SIDE, dtype=np.float32) * np.float32(2 * np.pi / rng.uniform(4, 12))
+        wave = np.sin(np.add.outer(steps * np.float32(np.sin(angle)), steps * np.float32(np.cos(angle)) + np.float32(phase)))
+        texture += wave[..., None] * (rng.standard_normal(3, dtype=np.float32) * np.float32(strength))
     return texture
 
 
-def _strokes(image: np.ndarray, rng: np.random.Generator, count: int, color_spread: float) -> None:
-    """Draw stray bent lines over the image: edges that belong to no shape."""
-    for _ in range(count):
-        start = rng.uniform(0, SIDE, 2)
-        heading = rng.uniform(0, 2 * np.pi)
-        turns = heading + np.cumsum(rng.uniform(-0.8, 0.8, 3))
-        length = rng.uniform(3, 8)
-        path = np.cumsum(np.concatenate([start[None], length * np.stack([np.cos(turns), np.sin(turns)], 1)]), axis=0)
-        near = image[int(start[1]), int(start[0])]
-        color = near + rng.standard_normal(3) * color_spread
-        points = np.rint(path * 2**_SUBPIXEL_BITS).astype(np.int32)
-        cv2.polylines(image, [points], False, color.tolist(), int(rng.integers(1, 3)), cv2.LINE_8, _SUBPIXEL_BITS)
+def _draw_strokes(image: np.ndarray, rng: np.random.Generator, count: int, color_spread: float) -> None:
+    """Draw `count` stray bent lines over the image: edges that belong to no shape."""
+    starts = rng.uniform(0, SIDE, (count, 1, 2))
+    turns = np.cumsum(np.concatenate([rng.uniform(0, 2 * np.pi, (count, 1)), rng.uniform(-0.8, 0.8, (count, 2))], axis=1), axis=1)
+    segments = rng.uniform(3, 8, (count, 1, 1)) * np.stack([np.cos(turns), np.sin(turns)], axis=2)
+    paths = np.cumsum(np.concatenate([starts, segments], axis=1), axis=1)
+    points = np.rint(paths * 2**_SUBPIXEL_BITS).astype(np.int32)
+    offsets = rng.standard_normal((count, 3)) * color_spread
+    widths = rng.integers(1, 3, count)
+    for i in range(count):
+        color = image[int(starts[i, 0, 1]), int(starts[i, 0, 0])] + offsets[i]
+        cv2.polylines(image, [points[i]], False, color.tolist(), int(widths[i]), cv2.LINE_8, _SUBPIXEL_BITS)
 
 
-def _shape_mask(rng: np.random.Generator, label: int) -> np.ndarray:
-    """How much of each pixel the shape covers: float32 (SIDE, SIDE) in 0..1."""
-    radius = rng.uniform(6.5, 12.0)
-    angle = rng.uniform(0, 2 * np.pi)
-    stretch = np.exp(rng.uniform(-0.2, 0.2))
-    tilt = rng.uniform(-0.2, 0.2)
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = radius * np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, tilt], [0.0, 1 / stretch]])
+def _shape_cover(rng: np.random.Generator, label: int) -> np.ndarray:
+    """How much of each pixel the shape covers: float32 (SIDE, SIDE, 1) in 0..1."""
+    radius, angle, stretch, tilt = rng.uniform((8.0, 0.0, -0.2, -0.2), (12.0, 2 * np.pi, 0.2, 0.2))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = radius * rotation @ np.array([[np.exp(stretch), tilt], [0.0, np.exp(-stretch)]])
     center = rng.uniform(radius, SIDE - radius, 2)
     scale = _OVERSAMPLE * 2**_SUBPIXEL_BITS
     polygons = [np.rint((outline @ matrix.T + center) * scale).astype(np.int32) for outline in _OUTLINES[label]]
     large = np.zeros((SIDE * _OVERSAMPLE, SIDE * _OVERSAMPLE), np.uint8)
     cv2.fillPoly(large, polygons, 255, cv2.LINE_AA, _SUBPIXEL_BITS)
-    return cv2.resize(large, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return cv2.resize(large, (SIDE, SIDE), interpolation=cv2.INTER_AREA)[..., None] * np.float32(1 / 255)
 
 
 def _render_one(rng: np.random.Generator, label: int) -> np.ndarray:
     """One image: uint8 (SIDE, SIDE, 3)."""
     ground_color = rng.uniform(50, 205, 3).astype(np.float32)
-    direction = rng.standard_normal(3)
-    contrast = rng.uniform(*_CONTRAST)
-    shape_color = ground_color + (direction * contrast / np.linalg.norm(direction)).astype(np.float32)
+    # Lighter or darker in all channels, more or less: a change of hue alone is hard to see, for people too.
+    direction = rng.choice((-1.0, 1.0)) + rng.normal(0, 0.6, 3)
+    shape_color = ground_color + (direction * rng.uniform(*_CONTRAST) / np.linalg.norm(direction)).astype(np.float32)
     image = ground_color + _texture(rng, rng.uniform(5, 22))
-    _strokes(image, rng, int(rng.integers(2, 7)), 40.0)
-    cover = _shape_mask(rng, label)[..., None]
+    _draw_strokes(image, rng, int(rng.integers(1, 5)), 40.0)
+    cover = _shape_cover(rng, label)
     image += cover * (shape_color + _texture(rng, rng.uniform(3, 12)) - image)
-    _strokes(image, rng, int(rng.integers(0, 3)), 30.0)
-    image += rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 9)
+    _draw_strokes(image, rng, int(rng.integers(0, 2)), 30.0)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 9))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 

@@ -75,8 +75,7 @@ def stratified_split(split: Split, held_out: int, seed: int) -> tuple[Split, Spl
     is_held = np.zeros(len(order), bool)
     for name, quota in zip(classes, quotas, strict=True):
         is_held[order[split.labels[order] == name][:quota]] = True
-    rest, held = order[~is_held[order]], order[is_held[order]]
-    return Split(split.images[rest], split.labels[rest]), Split(split.images[held], split.labels[held])
+    return Split(split.images[~is_held], split.labels[~is_held]), Split(split.images[is_held], split.labels[is_held])
 
 
 # File -> MD5, as published with the data sets (torchvision checks the same ones).

@@ -15,7 +15,18 @@ import data
 from config import PRESETS, InputError
 from model import Net
 from training import Trainer
-from utils import ROOT, command_line, count_parameters, hardware, save_weights, seed_everything, summary, versions, write_atomically
+from utils import (
+    ROOT,
+    command_line,
+    count_parameters,
+    demand_writable,
+    hardware,
+    save_weights,
+    seed_everything,
+    summary,
+    versions,
+    write_atomically,
+)
 
 
 def run_once(dataset: data.ImageDataset, seed: int, target: float) -> tuple[dict[str, Any], Trainer]:
@@ -23,6 +34,7 @@ def run_once(dataset: data.ImageDataset, seed: int, target: float) -> tuple[dict
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
+    demand_writable(ROOT / "weights")
     preset = PRESETS["sprint"]
     config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
     seed_everything(seed)

@@ -1,6 +1,7 @@
 """The only training loop of this repository."""
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import signal
@@ -11,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch._dynamo  # the first optimizer of a process imports it, for about a second: not on the sprint's clock
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -128,14 +130,15 @@ class Trainer:
         if resume:
             self._restore()
         batches = self.batches.steps(self.step, self.total_steps)
-        progress = tqdm(total=self.total_steps * self.config.batch_size, initial=self.step * self.config.batch_size,
-                        unit=" images", unit_scale=True, disable=None, leave=False)
+        progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
         with progress, contextlib.closing(batches), _interrupt_flag() as interrupted:
             for inputs, targets in batches:
                 self._train_step(inputs, targets)
+                start, end = self._cycle()
+                progress.total = end * self.config.batch_size
                 progress.update(len(targets))
                 progress.set_postfix(self._postfix(), refresh=False)
-                if self._is_due(self.config.eval_every) and self.step >= self.config.eval_from * self.total_steps:
+                if self._is_due(self.config.eval_every) and self.step - start >= self.config.eval_from * (end - start):
                     self._evaluate()
                     if self._early_exit():
                         break
@@ -165,23 +168,28 @@ class Trainer:
     def _prepare(self) -> None:
         """All that looks at images or weights before the first step."""
         config, images = self.config, self.train_split.images
-        self.mean, self.std = statistics(images[: config.statistics_images or len(images)])
+        sample = np.random.default_rng(config.seed).permutation(len(images))
+        few = images[np.sort(sample[: config.statistics_images])] if config.statistics_images else images
+        self.mean, self.std = statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
         if config.augment:
             self.batches = AugmentedBatches(self.train_split, config.batch_size, self.mean, self.std, config.augment,
                                             config.seed, config.workers, self.device)
         else:
             self.batches = VectorisedBatches(self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device)
-        self.total_steps = max(1, round(config.epochs * self.batches.steps_per_epoch))
+        budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
+        self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
+        self.total_steps = self.cycle_ends[-1]
         if hasattr(self.model, "whiten"):
-            pixels = torch.from_numpy(images[: config.whiten_images]).to(self.device)
+            pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
             self.model.whiten(normalise(pixels, self.mean, self.std))
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
         self.optimizer = _build_optimizer(self.model, config)
-        self.scheduler = OneCycleLR(self.optimizer, config.max_lr, self.total_steps, pct_start=config.pct_start,
-                                    div_factor=config.div_factor, final_div_factor=config.final_div_factor,
-                                    anneal_strategy="linear", cycle_momentum=False)
+        cycles = [OneCycleLR(self.optimizer, config.max_lr, budget * 2**n, pct_start=config.pct_start, anneal_strategy="linear",
+                             div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
+                  for n in range(config.cycles)]
+        self.scheduler = SequentialLR(self.optimizer, cycles, self.cycle_ends[:-1])
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         self.model.train()
@@ -205,7 +213,12 @@ class Trainer:
         self.running["images"] += len(targets)
 
     def _is_due(self, every: int) -> bool:
-        return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step == self.total_steps
+        return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
+
+    def _cycle(self) -> tuple[int, int]:
+        """The steps before the first and after the last one of the OneCycle that the latest step is in."""
+        i = bisect.bisect_left(self.cycle_ends, self.step)
+        return ([0, *self.cycle_ends][i], self.cycle_ends[i])
 
     def _evaluate(self) -> None:
         val_loss, val_accuracy = self.evaluate(self.val_split)
@@ -218,12 +231,12 @@ class Trainer:
         self.running = dict.fromkeys(self.running, 0)
 
     def _early_exit(self) -> bool:
-        """Make the test pass when the held-out images promise success or nothing is left to wait for; True to stop."""
+        """Make the test pass when the held-out images promise success or a OneCycle is over; True to stop."""
         target = self.config.early_exit_accuracy
         if target is None:
             return False
         promising = self.history.evaluations[-1].val_accuracy >= target + self.config.early_exit_margin
-        if promising or self.step == self.total_steps:
+        if promising or self.step in self.cycle_ends:
             _, self.history.test_accuracy = self.evaluate(self.dataset.test)
             self.history.test_passes += 1
             self.history.reached = self.history.test_accuracy > target

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
+from config import PRESETS
 from conftest import ALL_THREADS, DATA, ROOT, assert_refused, needs_cifar10, run_main
 
 
@@ -44,7 +46,13 @@ def test_help_waits_for_no_heavy_library():
 
 
 def test_train_help_shows_the_presets_own_defaults():
-    assert "default: 0.3)" in " ".join(run_main("train", "--preset", "sprint", "--help").stdout.split())
+    def epochs(*arguments: str) -> str:
+        text = " ".join(run_main("train", *arguments, "--help").stdout.replace("│", " ").split())
+        return text.split("--epochs FLOAT")[1].split("--batch-size")[0].split("(default: ")[1].strip(" )")
+
+    for preset in ("sprint", "baseline"):
+        assert float(epochs("--preset", preset)) == PRESETS[preset].train.epochs
+    assert float(epochs()) == PRESETS["baseline"].train.epochs
 
 
 def test_train_reports_and_keeps(trained):
@@ -66,8 +74,12 @@ def test_evaluate_gives_the_accuracy_of_the_training(trained, file):
     assert f"accuracy {json.loads((out / 'model.json').read_text())['test_accuracy']:.2%}" in result.stdout
 
 
-def test_evaluate_on_a_data_set_of_other_classes(trained):
-    assert_refused(run_main("evaluate", "--weights", trained[0] / "model.safetensors", "--dataset", "digits"), "classes")
+def test_evaluate_on_another_data_set(trained, shapes_npz, tmp_path):
+    weights = trained[0] / "model.safetensors"
+    assert_refused(run_main("evaluate", "--weights", weights, "--dataset", "digits"), "3 channels", "have 1")
+    np.savez(tmp_path / "named.npz", **np.load(shapes_npz), classes=list("abcdefghij"))
+    named = run_main("evaluate", "--weights", weights, "--dataset", f"npz:{tmp_path / 'named.npz'}")
+    assert_refused(named, "other classes", "a, b, c")
 
 
 def test_predict_converts_and_says_so(trained, tmp_path):
@@ -134,7 +146,7 @@ def test_weights_of_another_architecture(trained, tmp_path):
     (["train", "--learning-rate", "1"], ["--learning-rate"]),
     (["train", "--epochs", "0"], ["epochs is 0"]),
     (["train", "--optimizer", "adam"], ["adamw"]),
-    (["train", "--dataset", "shapes", "--device", "tpu"], ["unknown device 'tpu'"]),
+    (["train", "--dataset", "digits", "--device", "tpu"], ["unknown device 'tpu'"]),
     (["evaluate"], ["--weights"]),
     (["predict", "--weights", "x.safetensors"], ["no image"]),
     (["summary", "--preset", "none"], ["unknown preset"]),

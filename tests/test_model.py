@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 
+from conftest import ROOT
 from model import DilatedDepthwiseConv2d, Layer, Model, Net, WhiteningConv2d
 
 

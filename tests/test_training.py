@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL_THREADS, ROOT, assert_refused, run_main
 
 import data
 from config import InputError, TrainConfig
+from conftest import ALL_THREADS, ROOT, assert_refused, run_main
 from model import Net
 from training import History, Trainer
 from utils import load_checkpoint, seed_everything
@@ -87,6 +87,20 @@ def test_early_exit_that_is_never_reached_makes_a_last_test_pass(dataset):
     assert not history.reached
     assert history.test_passes == 1
     assert history.test_accuracy is not None
+
+
+def test_missed_target_begins_a_cycle_of_twice_the_length(dataset):
+    trainer = make_trainer(dataset, replace(SMALL, steps=8, cycles=3, eval_every=1, early_exit_accuracy=0.99))
+    history = trainer.fit()
+    rates = [e.learning_rate for e in history.evaluations]
+    assert len(rates) == 8 + 16 + 32
+    assert not history.reached
+    assert history.test_passes == 3  # at the end of each
+    for start, end in ((0, 8), (8, 24), (24, 56)):
+        cycle = rates[start:end]
+        assert max(cycle) == pytest.approx(0.02, rel=0.2)
+        assert cycle[0] == pytest.approx(0.02 / 25)
+        assert cycle[-1] < 1e-5
 
 
 def test_same_seed_same_run(dataset):
