@@ -27,10 +27,10 @@ def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
     `image_size` (pixels) is the side of the squares to which the images of a folder are brought. Raises InputError where there
     is no such data set or its files are missing or wrong.
     """
-    kind, colon, path = name.partition(":")
-    if colon and kind == "folder":
+    kind, _, path = name.partition(":")
+    if path and kind == "folder":
         return load_folder(Path(path), image_size)
-    if colon and kind == "npz":
+    if path and kind == "npz":
         return load_npz(Path(path))
     if name not in PUBLIC:
         close = difflib.get_close_matches(name, PUBLIC, 1)
@@ -140,7 +140,9 @@ class AugmentedBatches:
         self.batches = _AugmentedSteps(split, batch_size, self.steps_per_epoch, train_transform(mean, std, strength), seed)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
         loader = torch.utils.data.DataLoader(self.batches, batch_size=None, sampler=range(first, last), num_workers=self.workers,
+                                             generator=torch.Generator(),
                                              worker_init_fn=_prepare_worker, prefetch_factor=4 if self.workers else None)
         for inputs, targets in loader:
             yield (inputs.to(self.device, memory_format=torch.channels_last, non_blocking=True),

@@ -24,7 +24,10 @@ def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[
     changes = []
     try:
         with Image.open(path) as file:
-            image = file.convert(mode)  # reads all of it: a truncated file fails here
+            if file.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 instead of scaling
+                image = Image.fromarray((np.asarray(file).clip(0, 65535) // 257).astype(np.uint8)).convert(mode)
+            else:
+                image = file.convert(mode)  # reads all of it: a truncated file fails here
             if file.mode != mode:
                 changes.append(f"converted from {file.mode} to {mode}")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -90,10 +93,10 @@ def load_npz(path: Path) -> ImageDataset:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: np.ascontiguousarray(file[name]) for name in file.files}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or 'not an .npz file'}") from error
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged or not an .npz file of plain arrays") from error
     missing = [name for name in ("train_x", "train_y", "test_x", "test_y") if name not in arrays]
     if missing:
@@ -101,8 +104,10 @@ def load_npz(path: Path) -> ImageDataset:
     for name in ("train_y", "test_y"):
         if arrays[name].dtype.kind not in "iu" or arrays[name].ndim != 1 or not arrays[name].size:
             raise InputError(f"{path}: {name} is {arrays[name].dtype} of shape {arrays[name].shape}, not a list of integers")
-    names = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else None
+    names = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
     count = len(names) if names else int(arrays["train_y"].max()) + 1
+    if count > len(arrays["train_y"]):
+        raise InputError(f"{path}: train_y has labels up to {count - 1}, more classes than images: they must count up from 0")
     train, test = (_check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count) for part in ("train", "test"))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(f"{path}: the images of train_x and test_x differ in size or channels")
@@ -116,7 +121,7 @@ def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray,
         raise InputError(f"{path}: {part}_x is {images.dtype}, not uint8 (0 to 255)")
     if images.ndim not in (3, 4):
         raise InputError(f"{path}: {part}_x has {images.ndim} dimensions, not (N, H, W) or (N, H, W, C)")
-    if min(images.shape[1:3]) < MIN_SIDE:
+    if not images.size or min(images.shape[1:3]) < MIN_SIDE:
         raise InputError(f"{path}: {part}_x has images of {images.shape[1]}x{images.shape[2]} pixels, {MIN_SIDE} is the least")
     if len(images) != len(labels):
         raise InputError(f"{path}: {part}_x has {len(images)} images, {part}_y {len(labels)} labels")

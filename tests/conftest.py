@@ -14,10 +14,20 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
+from sources import Split  # noqa: E402 (loads torch, which reads the setting above)
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
 
 needs_cifar10 = pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {DATA}")
+
+
+RNG = np.random.default_rng(0)
+
+
+def random_split(count: int, classes: int = 10, height: int = 32, width: int = 32, channels: int = 3) -> Split:
+    """`count` images of noise with balanced labels."""
+    return Split(RNG.integers(0, 256, (count, height, width, channels), dtype=np.uint8), np.arange(count) % classes)
 
 
 def run_main(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
