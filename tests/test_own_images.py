@@ -9,6 +9,7 @@ from PIL import Image
 
 import data
 from config import InputError
+from conftest import RNG, random_split
 from own_images import read_image
 
 
