@@ -319,7 +319,8 @@ def _interrupt_flag() -> Iterator[Callable[[], bool]]:
         came = True
         signal.signal(signal.SIGINT, previous)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a job that a shell put in the background
+    if ignored or threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield lambda: False
         return
     previous = signal.signal(signal.SIGINT, handler)

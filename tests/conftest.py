@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 # The tests that are about speed or exact repetition take it back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+# Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from sources import Split  # noqa: E402 (loads torch, which reads the setting above)
 
