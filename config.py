@@ -149,51 +149,51 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def sprint_optimizer(model: nn.Module) -> Optimizer:
+def one_cycle_adamw(model: nn.Module) -> Optimizer:
     """AdamW that runs a one-cycle schedule by itself, for a loop that has no scheduler (the course's).
 
-    The learning rate is a function of the number of steps taken; it spans one epoch of 50,000 images and stays low after.
+    The cycle spans one epoch of 50,000 images; should the loop go on, it does so at a tenth of the peak learning rate.
     """
     import math
 
     import torch
 
-    total_steps, warm_up = math.ceil(50_000 / CONFIG.batch_size), 20
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], lr=1e-4, betas=(0.85, 0.97),
-                                  weight_decay=0.01, fused=True)
-    steps = 0
+    max_lr, total_steps = 0.02, math.ceil(50_000 / CONFIG.batch_size)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trainable if p.ndim > 1]},
+              {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=max_lr, betas=(0.6, 0.97), weight_decay=0.01, fused=True)
+    step = 0
 
     def set_learning_rate(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        nonlocal steps
-        factor = min((steps + 1) / warm_up, max(0.02, 1 - steps / total_steps))
+        nonlocal step
+        step += 1
+        rising, falling = step / (0.25 * total_steps), (total_steps - step + 1) / (0.75 * total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = 0.02 * factor
-        steps += 1
+            group["lr"] = max_lr * (min(rising, falling) if step <= total_steps else 0.1)
 
     optimizer.register_step_pre_hook(set_learning_rate)
     return optimizer
 
 
 def uint8_image(image: Any) -> Tensor:
-    """A PIL image or (H, W[, C]) uint8 array as a (C, H, W) uint8 tensor: `Model` normalises on whole batches, which is cheaper."""
+    """A PIL image or (H, W[, C]) uint8 array as a (C, H, W) uint8 tensor: `Model` normalises whole batches, which is cheaper."""
     import numpy as np
     import torch
 
-    pixels = np.array(image)
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+    pixels = np.atleast_3d(np.asarray(image))
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 @dataclass(frozen=True)
 class CourseConfig:
     """What the course's training loop asks for (its own names)."""
 
-    batch_size: int = 256
+    batch_size: int = 640
     num_epochs: int = 4
     """At most; the loop stops at the first epoch whose test accuracy is above 55%."""
     transforms: Callable[[Any], Tensor] = uint8_image
-    optimizer_factory: Callable[[nn.Module], Optimizer] = sprint_optimizer
+    optimizer_factory: Callable[[nn.Module], Optimizer] = one_cycle_adamw
 
 
 CONFIG = CourseConfig()

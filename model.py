@@ -110,15 +110,15 @@ class WhiteningConv2d(nn.Conv2d):
     Jordan 2024, "94% on CIFAR-10 in 3.29 seconds"). Until `whiten` is called they are random.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation=dilation, bias=False)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
         """Set the filters from `images` (N, C, H, W), float, normalised as the network's input will be."""
         size = self.weight[0].numel()
-        patches = F.unfold(images.float(), self.kernel_size, stride=self.stride).transpose(1, 2).reshape(-1, size)
+        patches = F.unfold(images.float(), self.kernel_size, self.dilation, stride=self.stride).transpose(1, 2).reshape(-1, size)
         eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(patches.T))  # in ascending order
         count = min(self.out_channels // 2, size)
         # The floor keeps directions in which real images hardly vary (flat borders) from being blown up.
@@ -151,7 +151,8 @@ class Net(nn.Module):
         widths: output channels of the four blocks.
         pools: max-pooling after the first layer of each block, 1 for none.
         kinds: what the three layers of each block are (see `Layer`); the first, `whitening`, stands for the stem.
-        stem_kernel, stem_stride: size of the stem's patches and the distance between them, in pixels.
+        stem_kernel, stem_stride, stem_dilation: pixels on a side of the stem's patches, the distance between two patches, and
+            that between two pixels of one.
         logit_scale: factor on the logits. Above 1 it lets few steps of a small learning rate reach confident predictions.
 
     Shape: (N, num_channels, H, W) with H, W >= 28 -> raw logits (N, num_classes), any N >= 1.
@@ -171,10 +172,11 @@ class Net(nn.Module):
         ),
         stem_kernel: int = 4,
         stem_stride: int = 2,
+        stem_dilation: int = 1,
         logit_scale: float = 4.0,
     ) -> None:
         super().__init__()
-        stem = WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride)
+        stem = WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride, stem_dilation)
         firsts = [stem, *(_layer(widths[i - 1], widths[i], kinds[i][0]) for i in (1, 2, 3))]
         self.C1, self.C2, self.C3, self.C4 = (_block(firsts[i], widths[i], pools[i], kinds[i][1:]) for i in range(4))
         self.O = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[3], num_classes))
@@ -189,16 +191,22 @@ class Net(nn.Module):
 
 
 class Model(Net):
-    """The course's interface: `Net` with its defaults, which also normalises its input and computes in bf16 by itself.
+    """The course's interface: a `Net` that also normalises its input and computes in bf16 by itself.
 
-    The input may be of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know
-    of the images is taken from the first batch that passes in training mode; before that, inputs pass as they are.
+    The course's loop shows it whole epochs, so it is smaller than Net's defaults and looks at coarser patches. The input may be
+    of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know of the images is taken
+    from the first batch that passes in training mode; before that, inputs pass as they are.
 
     Shape: (N, num_channels, H, W) with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
     """
 
     def __init__(self, num_channels: int, num_classes: int) -> None:
-        super().__init__(num_channels, num_classes)
+        super().__init__(num_channels, num_classes, widths=(24, 32, 48, 48), pools=(2, 1, 2, 1), stem_stride=3, kinds=(
+            ("whitening", "pointwise", "pointwise"),
+            ("dense_dilated", "pointwise", "pointwise"),
+            ("separable", "pointwise", "pointwise"),
+            ("pointwise", "pointwise", "pointwise"),
+        ))
         self.register_buffer("mean", torch.zeros(num_channels, 1, 1))
         self.register_buffer("std", torch.ones(num_channels, 1, 1))
         self.register_buffer("adapted", torch.tensor(False))
@@ -215,10 +223,13 @@ class Model(Net):
     def forward(self, x: Tensor) -> Tensor:
         """Raw logits (N, num_classes), float32, of images (N, num_channels, H, W) of any scale and dtype."""
         if self.training and not self.adapted:
-            self.adapt(x)
+            self.adapt(x[:512])
         device = self.mean.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cpu" and _cpu_has_bf16()):
-            return super().forward((x - self.mean) / self.std).float()
+        fast = device == "cpu" and _cpu_has_bf16()
+        # Of uint8 pixels, which bf16 holds exactly, and bf16 constants the difference is bf16; of float ones it stays float.
+        mean, std = (self.mean.bfloat16(), self.std.bfloat16()) if fast else (self.mean, self.std)
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
+            return super().forward((x - mean) / std).float()
 
 
 def _cpu_has_bf16() -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT
-from model import DilatedDepthwiseConv2d, Layer, Model, Net, WhiteningConv2d
+from model import DilatedDepthwiseConv2d, Layer, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
 
 
 @pytest.mark.parametrize("dilation", [2, 3])
@@ -70,6 +70,19 @@ def test_layers_that_keep_their_shape_start_as_the_identity():
     x = torch.rand(2, 16, 8, 8)
     assert torch.equal(layer(x), x)
     assert not torch.equal(Layer(16, 32, "separable")(x)[:, :16], x)
+
+
+def test_residual_1x1_layer_is_its_convolution_added_to_its_input():
+    torch.manual_seed(0)
+    layer = ResidualPointwiseConv2d(8).double()
+    x = torch.rand(2, 8, 5, 4, dtype=torch.double, requires_grad=True)
+    assert torch.equal(layer(x), x)
+    torch.nn.init.normal_(layer.weight)
+    ours, plain = layer(x), F.relu(x + layer.scale * F.conv2d(x, layer.weight))
+    assert torch.allclose(ours, plain, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(ours.sum(), (x, layer.weight)), torch.autograd.grad(plain.sum(), (x, layer.weight)),
+                    strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_unknown_kind_of_layer():

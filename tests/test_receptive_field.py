@@ -227,7 +227,8 @@ def test_the_network_is_left_as_it_is() -> None:
     {"pools": (1, 1, 2, 2)},
     {"pools": (1, 2, 1, 1), "widths": (8, 8, 12, 16)},
     {"stem_kernel": 3, "stem_stride": 1, "widths": (8, 12, 12, 16)},
-    {"kinds": (("separable", "dilated"), ("dilated",) * 3, ("dense",) * 3, ("dilated", "separable", "dense"))},
+    {"kinds": (("whitening", "separable", "separable_dilated"), ("separable_dilated",) * 3, ("dense",) * 3,
+               ("dense_dilated", "separable", "dense"))},
 ])
 def test_arithmetic_and_gradient_agree_on_the_project_s_network(options: dict) -> None:
     seen = receptive_field(Net(3, 10, **options))
@@ -235,4 +236,5 @@ def test_arithmetic_and_gradient_agree_on_the_project_s_network(options: dict) -
 
 
 def test_arithmetic_and_gradient_agree_on_the_course_s_model() -> None:
-    assert receptive_field(Model(3, 10)) == receptive_field(Net(1, 10), (28, 28), 1)
+    assert receptive_field(Model(3, 10)) == ReceptiveField(49, 49)
+    assert receptive_field(Net(3, 10)) == receptive_field(Net(1, 10), (28, 28), 1) == ReceptiveField(66, 66)
