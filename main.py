@@ -5,8 +5,8 @@ STARTED = time.perf_counter()  # before the imports: they are part of what a use
 
 import os  # noqa: E402
 
-# GNU's OpenMP waits for the other threads by spinning. Without a limit, a busy core (a neighbour's, say) makes training tens of
-# times slower; with this one it costs nothing on a quiet machine. It is read when torch is loaded.
+# GNU's OpenMP waits for other threads by spinning. With its default, a busy neighbour makes a sprint five times slower than
+# with this limit, which costs nothing on a quiet machine (docs/sprint.md). It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import contextlib  # noqa: E402

@@ -95,7 +95,8 @@ class Benchmark:
         """Run everything, and write the record to `path` after each run: Ctrl-C, or a run that fails, leaves what is done."""
         demand_writable(path.parent)
         runs: dict[str, list[dict[str, Any]]] = {}
-        plan = [(name, seed) for i, seed in enumerate(seeds) for name in (*EVERY_SEED, *(FIRST_SEEDS if i < REFERENCE_SEEDS else ()))]
+        plan = [(name, seed) for i, seed in enumerate(seeds)
+                for name in (*EVERY_SEED, *(FIRST_SEEDS if i < REFERENCE_SEEDS else ()))]
         plan += [(name, seeds[0]) for name in ONCE]
         try:
             with tempfile.TemporaryDirectory() as folder, tqdm(plan, unit=" runs", disable=None) as progress:
