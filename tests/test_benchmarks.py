@@ -155,7 +155,8 @@ def test_runs_are_interleaved_and_an_interrupt_keeps_them(tmp_path):
     benchmark = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         benchmark.measure(range(5, 8), tmp_path / "records" / "record.json")
-    assert benchmark.asked == [(name, 5) for name in sprint.EVERY_SEED] + [("sprint", 6), ("harness", 6)]
+    whole_seed = (*sprint.EVERY_SEED, *sprint.FIRST_SEEDS)
+    assert benchmark.asked == [(name, 5) for name in whole_seed] + [("sprint", 6), ("harness", 6)]
     runs = sprint.read_record(tmp_path / "records" / "record.json")["runs"]
     assert [run["seed"] for run in runs["sprint"]] == [5, 6]
     assert sum(map(len, runs.values())) == 6
