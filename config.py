@@ -145,7 +145,8 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """The preset of that name. Raises InputError, which lists the names, where there is none."""
     if name not in PRESETS:
-        raise InputError(f"unknown preset '{name}': there are {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset '{name}': there are "
+                         + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items()))
     return PRESETS[name]
 
 

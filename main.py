@@ -14,11 +14,14 @@ import dataclasses  # noqa: E402
 import io  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Union  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Union  # noqa: E402
 
 import tyro  # noqa: E402
 
 from config import PRESETS, InputError, TrainConfig, get_preset  # noqa: E402
+
+if TYPE_CHECKING:
+    from training import Trainer
 
 ROOT = Path(__file__).resolve().parent
 
@@ -228,17 +231,17 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def write_report(folder: Path, title: str, trainer) -> None:
+def write_report(folder: Path, title: str, trainer: "Trainer") -> None:
     """Write the page of a finished training to `folder` and say where it is."""
+    import report
     from constraints import check
-    from report import write_report
     from utils import command_line, hardware, versions
 
-    dataset, model = trainer.dataset, trainer.trained_model
-    page = write_report(
+    dataset = trainer.dataset
+    page = report.write_report(
         folder, title=f"{title} on {dataset.name}", command=command_line(), history=trainer.history, test=dataset.test,
         logits=trainer.predict(dataset.test), card=trainer.card, config=dataclasses.asdict(trainer.config),
-        constraints=check(model.cpu(), dataset.image_size, dataset.num_channels),
+        constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
         environment={**hardware(), **versions()})
     print(f"report in {page}")
 

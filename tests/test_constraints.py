@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import InputError
+from config import PRESETS, InputError
 from constraints import Constraint, check, format_table, load_class, load_network
 from model import Model, Net
 
@@ -450,6 +450,11 @@ def test_classes_that_cannot_be_checked(tmp_path: Path, text: str, name: str, me
     with pytest.raises(InputError, match=message) as error:
         load_network(f"{path}:{name}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_satisfies_every_constraint(preset: str) -> None:
+    assert not failed(Net(3, 10, **PRESETS[preset].net))
 
 
 @pytest.mark.parametrize("spec, message", [
