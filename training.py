@@ -129,7 +129,7 @@ class Trainer:
         self._prepare()
         if resume:
             self._restore()
-        batches = self.batches.steps(self.step, self.total_steps)
+        batches = self.batches.steps(self.step, self.step if self.history.reached else self.total_steps)
         progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
         with progress, contextlib.closing(batches), _interrupt_flag() as interrupted:
             for inputs, targets in batches:

@@ -69,9 +69,9 @@ def test_one_cycle_spans_the_budget(dataset):
     assert rates[-1] == pytest.approx(0.02 / 25 / 1000, rel=0.01)
 
 
-def test_early_exit_stops_at_the_first_test_pass_above_the_target(dataset):
+def test_early_exit_stops_at_the_first_test_pass_above_the_target(dataset, tmp_path):
     config = replace(SMALL, epochs=10, eval_every=5, early_exit_accuracy=0.15)
-    trainer = make_trainer(dataset, config)
+    trainer = make_trainer(dataset, config, tmp_path)
     history = trainer.fit()
     assert history.reached
     assert history.test_accuracy > 0.15
@@ -80,6 +80,9 @@ def test_early_exit_stops_at_the_first_test_pass_above_the_target(dataset):
     promising = [e for e in history.evaluations if e.val_accuracy >= 0.15]
     assert len(promising) == history.test_passes  # no pass without a promise
     assert trainer.evaluate(dataset.test)[1] == history.test_accuracy  # the network that is kept is the one that passed
+    resumed = make_trainer(dataset, config, tmp_path).fit(resume=True)  # there is nothing left to do
+    assert resumed.evaluations == history.evaluations
+    assert resumed.images_seen == history.images_seen
 
 
 def test_early_exit_that_is_never_reached_makes_a_last_test_pass(dataset):
