@@ -62,8 +62,6 @@ class TrainConfig:
     """Images held out of the training split, in the same class proportions; they decide, the test split only reports."""
     eval_every: int = 0
     """Steps between two looks at the held-out images; 0 for once an epoch."""
-    eval_from: float = 0.0
-    """Share of a OneCycle before which nobody looks."""
     early_exit_accuracy: float | None = None
     """Stop as soon as a pass over the whole test split shows more than this accuracy (0 to 1)."""
     early_exit_margin: float = 0.0
@@ -88,7 +86,7 @@ class TrainConfig:
             demand(name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed"):
             demand(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("momentum", "beta2", "label_smoothing", "ema_decay", "eval_from"):
+        for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
             demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("image_size", self.image_size >= 28, "28 or more")

@@ -60,12 +60,12 @@ class Sprint:
         import sprint
         from utils import demand_writable
 
+        if self.json:
+            demand_writable(self.json.parent)
         dataset = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
         if self.seeds > 1:
             record = sprint.run_seeds(dataset, self.data_dir, self.seed, self.seeds, self.target, self.threads, self.json)
             return 3 if record["misses"] else 0
-        if self.json:
-            demand_writable(self.json.parent)
         set_threads(self.threads)
         run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.seed, self.target)
         if self.json:

@@ -134,11 +134,10 @@ class Trainer:
         with progress, contextlib.closing(batches), _interrupt_flag() as interrupted:
             for inputs, targets in batches:
                 self._train_step(inputs, targets)
-                start, end = self._cycle()
-                progress.total = end * self.config.batch_size
+                progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
                 progress.update(len(targets))
                 progress.set_postfix(self._postfix(), refresh=False)
-                if self._is_due(self.config.eval_every) and self.step - start >= self.config.eval_from * (end - start):
+                if self._is_due(self.config.eval_every):
                     self._evaluate()
                     if self._early_exit():
                         break
@@ -214,11 +213,6 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
-
-    def _cycle(self) -> tuple[int, int]:
-        """The steps before the first and after the last one of the OneCycle that the latest step is in."""
-        i = bisect.bisect_left(self.cycle_ends, self.step)
-        return ([0, *self.cycle_ends][i], self.cycle_ends[i])
 
     def _evaluate(self) -> None:
         val_loss, val_accuracy = self.evaluate(self.val_split)

@@ -170,7 +170,7 @@ REFERENCES = {
         TrainConfig(steps=2, batch_size=64, precision="fp32", eval_every=1, val_images=10), is_one_step=True),
     "ours": Reference(
         "ours, with looks from the first steps on", lambda channels, classes: Net(channels, classes, **OURS.net),
-        replace(OURS.train, early_exit_accuracy=TARGET, eval_every=4, eval_from=0.0)),
+        replace(OURS.train, early_exit_accuracy=TARGET, eval_every=4)),
 }
 
 
