@@ -50,12 +50,23 @@ class TrainConfig:
     """Probability mass spread evenly over all classes (Szegedy et al. 2016), 0 to below 1."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+    teacher: str = ""
+    """Weights of a trained network whose logits are imitated (Hinton et al. 2015); empty for none."""
+    teacher_weight: float = 0.9
+    """Share of the teacher in the loss; the labels have the rest."""
+    temperature: float = 2.0
+    """Divides the logits of both before they are compared."""
+    distinct_epochs: int = 0
+    """After so many epochs their order and augmentation come again, and the teacher's logits are at hand; 0: all differ."""
     statistics_images: int = 0
     """Training images from which the mean and deviation of each channel are computed; 0 for all."""
     whiten_images: int = 2000
     """Training images from which the filters of a whitening stem are computed."""
     augment: float = 0.0
     """Strength of flip, shift-scale-rotate and coarse dropout, 1 being the usual, 0 for none."""
+    images_per_draw: int = 1
+    """Images of a batch that share one draw of that augmentation, 1 to 32; batch_size must be a multiple. The draw is nearly all
+    of its cost: 16 images that share one take a tenth of the time of 16 that do not (benchmarks/pipeline.py)."""
     workers: int = 2
     """Processes that augment; without augmentation none are started."""
     val_images: int = 5000
@@ -74,6 +85,8 @@ class TrainConfig:
     """auto, cpu, cuda, xpu or mps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto is bf16 (autocast) where the processor has it natively, else fp32."""
+    compile: bool = False
+    """Train through torch.compile. It pays on GPUs; on two CPU cores a step of a small dense network took 45 ms instead of 33."""
     image_size: int = 32
     """Height and width to which the images of a folder: data set are brought, in pixels (28 or more)."""
 
@@ -82,13 +95,17 @@ class TrainConfig:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
 
-        for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "val_images", "whiten_images", "cycles"):
+        for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "val_images", "whiten_images", "cycles",
+                     "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed"):
+        for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed",
+                     "distinct_epochs"):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
             demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        demand("teacher_weight", 0 <= self.teacher_weight <= 1, "from 0 to 1")
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
+        demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
         demand("image_size", self.image_size >= 28, "28 or more")
         if self.early_exit_accuracy is not None:
             demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
@@ -105,6 +122,30 @@ class Preset:
     net: dict[str, Any] = field(default_factory=dict)
     """Arguments of model.Net besides the channel and class counts; what is left out has Net's own default."""
 
+
+# What the presets accurate and slim share: they differ in width alone.
+_DISTILLED = TrainConfig(
+    epochs=200,
+    batch_size=128,
+    max_lr=0.01,
+    momentum=0.9,
+    beta2=0.99,
+    weight_decay=0.02,
+    ema_decay=0.999,
+    teacher="runs/teacher-cifar10/model.safetensors",
+    distinct_epochs=20,
+    augment=1.0,
+    images_per_draw=4,
+    workers=1,
+)
+_DEEP = {
+    "pools": (1, 1, 2, 1),  # 16x16 maps, then 8x8
+    "kinds": (("whitening", "dense", "separable"), ("separable", "separable_dilated", "separable"),
+              *[("separable", "separable", "separable")] * 2),
+    "stem_padding": 1,
+    "norm_momentum": 0.1,
+    "logit_scale": 1.0,
+}
 
 PRESETS: dict[str, Preset] = {
     "sprint": Preset(
@@ -125,6 +166,58 @@ PRESETS: dict[str, Preset] = {
             early_exit_margin=0.01,
         ),
     ),
+    "teacher": Preset(
+        "a larger network without the limit on parameters, for small ones to learn from",
+        TrainConfig(
+            epochs=40,
+            batch_size=128,
+            optimizer="sgd",
+            max_lr=0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            pct_start=0.2,
+            label_smoothing=0.1,
+            ema_decay=0.999,
+            augment=1.0,
+            workers=1,
+        ),
+        {
+            "widths": (96, 192, 320, 384),
+            "pools": (1, 2, 2, 1),
+            "kinds": (("whitening", "dense", "dense"), *[("dense", "dense", "dense")] * 3),
+            "stem_padding": 1,  # 16x16 maps, then 8x8 and 4x4
+            "norm_momentum": 0.1,
+            "logit_scale": 1.0,
+        },
+    ),
+    "fast85": Preset(
+        "85% on CIFAR-10 in the shortest time, with augmentation",
+        TrainConfig(
+            epochs=9,
+            batch_size=128,
+            max_lr=0.02,
+            momentum=0.85,
+            beta2=0.98,
+            weight_decay=0.1,
+            label_smoothing=0.1,
+            augment=0.5,
+            images_per_draw=32,
+            workers=0,  # at 32 images a draw a batch is made in 2 ms: less than a worker takes away from two cores that both train
+            eval_every=1053,  # every third epoch
+            early_exit_accuracy=0.85,
+            early_exit_margin=0.01,
+        ),
+        {
+            "widths": (32, 64, 96, 128),
+            "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
+            "kinds": (("whitening", "dense", "pointwise"), ("dense", "dense", "pointwise"),
+                      ("dense_dilated", "pointwise", "pointwise"), ("separable", "pointwise", "pointwise")),
+            "norm_momentum": 0.1,
+            "logit_scale": 1.0,
+        },
+    ),
+    "accurate": Preset("the most accurate network under 200,000 parameters", _DISTILLED, {"widths": (48, 96, 144, 160), **_DEEP}),
+    "slim": Preset("the most accurate network under 100,000 parameters", _DISTILLED, {"widths": (32, 64, 96, 112), **_DEEP}),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",
         TrainConfig(

@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +20,9 @@ from torch import Tensor
 from config import InputError
 from own_images import load_folder, load_npz
 from sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratified_split
+
+if TYPE_CHECKING:
+    from transform import BatchAugmentation
 
 __all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "load", "normalise", "resolve_auto", "statistics",
            "stratified_split"]
@@ -84,41 +91,61 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], area: int,
     return scale.repeat(area), (torch.tensor(mean, device=device) * (-255 * scale)).repeat(area)
 
 
-def _order(count: int, seed: int, epoch: int) -> Tensor:
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     """The order of the images in an epoch: a function of seed and epoch alone, so that a resumed run needs no state."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
 
 
-def _steps_per_epoch(split: Split, batch_size: int) -> int:
-    if batch_size > len(split.labels):
-        raise InputError(f"a batch of {batch_size} is larger than the data: {len(split.labels)} training images are left beside "
-                         "the held-out ones; choose a smaller batch_size")
-    return len(split.labels) // batch_size
+class _Sampler:
+    """Which images are in the batch of a global step, and which of them are this process's.
+
+    The batches of an epoch are a new order of the images, cut into `batch_size`; what is left over is not used in it. With
+    `shard` (rank, number of processes), `indices` gives the rank-th of that many equal, contiguous parts of the batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, shard: tuple[int, int], images_per_draw: int = 1) -> None:
+        self.rank, processes = shard
+        if batch_size > count:
+            raise InputError(f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
+                             "held-out ones; choose a smaller batch_size")
+        if batch_size % (images_per_draw * processes):
+            raise InputError(f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
+                             f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
+                             f"process{'' if processes == 1 else 'es'})")
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.share = batch_size // processes
+        self.steps_per_epoch = count // batch_size
+
+    def indices(self, step: int, device: torch.device) -> Tensor:
+        """(share,) int64, on `device`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size + self.rank * self.share
+        return _order(self.count, self.seed, epoch, device)[start : start + self.share]
 
 
 class VectorisedBatches:
     """Batches of images with which nothing random is done: whole batches are picked and normalised at once.
 
-    `steps(first, last)` yields (inputs, targets) of the global steps first..last-1: (B, C, H, W) float32 in channels_last memory
+    `steps(steps)` yields (inputs, targets) of each of these global steps: (B, C, H, W) float32 in channels_last memory
     and (B,) int64, on `device`. Each epoch is a new order; what is left after its last whole batch is not used in it.
+
+    `batch_size` is that of all processes together: with `shard` (rank, number of processes), B is one part of it, and the parts
+    of all ranks, one after the other, are the batch of a single process. Raises InputError where it cannot be divided so.
     """
 
     def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int,
-                 device: torch.device) -> None:
-        self.steps_per_epoch = _steps_per_epoch(split, batch_size)
-        self.batch_size, self.mean, self.std, self.seed, self.device = batch_size, mean, std, seed, device
+                 device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+        self.sampler = _Sampler(len(split.labels), batch_size, seed, shard)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.mean, self.std, self.device = mean, std, device
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self.images.view(len(self.images), -1)  # picking long rows is a few memory copies
-        epoch = -1
-        for step in range(first, last):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = _order(len(rows), self.seed, epoch).to(self.device)
-            start = step % self.steps_per_epoch * self.batch_size
-            picked = order[start : start + self.batch_size]
+        for step in steps:
+            picked = self.sampler.indices(step, self.device)
             pixels = rows.index_select(0, picked).view(-1, *self.images.shape[1:])
             yield normalise(pixels, self.mean, self.std), self.labels.index_select(0, picked)
 
@@ -126,47 +153,68 @@ class VectorisedBatches:
 class AugmentedBatches:
     """Batches through the Albumentations pipeline of transform.py, made in worker processes.
 
-    The same interface as `VectorisedBatches`. The random numbers of a batch come from the seed and its step alone: neither the
-    number of workers nor an interruption changes them. A worker makes whole batches, which saves a message an image, and works
-    on across the ends of epochs.
+    The same interface as `VectorisedBatches`. `images_per_draw` images that follow each other share one draw of random numbers,
+    which comes from the seed, the step and their place in the batch of all processes alone: neither the number of workers or
+    processes nor an interruption changes a batch. A worker makes whole batches, works on across the ends of epochs and, where
+    processes are forked, reads the images in place.
     """
 
     def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], strength: float,
-                 seed: int, workers: int, device: torch.device) -> None:
-        from transform import train_transform
+                 images_per_draw: int, seed: int, workers: int, device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+        from transform import BatchAugmentation
 
-        self.steps_per_epoch = _steps_per_epoch(split, batch_size)
-        self.workers, self.device = workers, device
-        self.batches = _AugmentedSteps(split, batch_size, self.steps_per_epoch, train_transform(mean, std, strength), seed)
+        if split.images.shape[3] > 4 and images_per_draw > 1:
+            raise InputError(f"images_per_draw is {images_per_draw}: for images of {split.images.shape[3]} channels it must be 1")
+        sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.mean, self.std, self.workers, self.device = mean, std, workers, device
+        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw), images_per_draw)
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
-        loader = torch.utils.data.DataLoader(self.batches, batch_size=None, sampler=range(first, last), num_workers=self.workers,
-                                             generator=torch.Generator(),
+        loader = torch.utils.data.DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers,
+                                             collate_fn=_as_it_is, generator=torch.Generator(),
                                              worker_init_fn=_prepare_worker, prefetch_factor=4 if self.workers else None)
-        for inputs, targets in loader:
-            yield (inputs.to(self.device, memory_format=torch.channels_last, non_blocking=True),
-                   targets.to(self.device, non_blocking=True))
+        for pixels, targets in loader:
+            yield (normalise(torch.from_numpy(pixels).to(self.device), self.mean, self.std),
+                   torch.from_numpy(targets).to(self.device))
 
 
 class _AugmentedSteps(torch.utils.data.Dataset):
-    """Global step -> its batch."""
+    """Global step -> this process's part of its batch: images (B, H, W, C) uint8 and labels (B,) int64, as arrays.
 
-    def __init__(self, split: Split, batch_size: int, steps_per_epoch: int, transform, seed: int) -> None:
-        self.split, self.batch_size, self.steps_per_epoch = split, batch_size, steps_per_epoch
-        self.transform, self.seed = transform, seed
+    Arrays of bytes, since sending a worker's tensors opens shared memory for each, and floats are four times as many.
+    """
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = _order(len(self.split.labels), self.seed, epoch)
-        picked = order[index * self.batch_size : (index + 1) * self.batch_size].numpy()
-        self.transform.set_random_seed([self.seed, step])
-        inputs = torch.stack([self.transform(image) for image in self.split.images[picked]])
-        return inputs, torch.from_numpy(self.split.labels[picked])
+    def __init__(self, split: Split, sampler: _Sampler, augmentation: BatchAugmentation, images_per_draw: int) -> None:
+        self.split, self.sampler, self.augmentation, self.images_per_draw = split, sampler, augmentation, images_per_draw
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        picked = self.sampler.indices(step, torch.device("cpu")).numpy()
+        images, size = self.split.images[picked], self.images_per_draw
+        first_draw = self.sampler.rank * self.sampler.share // size
+        for i, start in enumerate(range(0, len(images), size)):
+            self.augmentation.set_random_seed([self.sampler.seed, step, first_draw + i])
+            images[start : start + size] = self.augmentation(images[start : start + size])
+        return images, self.split.labels[picked]
+
+
+def _as_it_is(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return batch
 
 
 def _prepare_worker(worker: int) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process ends its workers
+    # Ctrl-C, and SIGTERM from torchrun, reach whole process groups; it is for the training process to end its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for ever to send the batches that nobody reads any more.
+    multiprocessing.parent_process().join()
+    os._exit(1)

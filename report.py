@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from constraints import Constraint
     from data import Split
-    from training import History
+    from history import History
 
 TRAIN_COLOUR, VAL_COLOUR, GREY = "#0072b2", "#d55e00", "#5f6368"  # blue and vermilion: told apart by the colour-blind
 NUM_MISTAKES = 16

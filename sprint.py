@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import data
-from config import PRESETS, InputError
+from config import InputError, get_preset
 from model import Net
 from training import Trainer
 from utils import (
+    PRECISIONS,
     ROOT,
     command_line,
     count_parameters,
@@ -25,29 +26,30 @@ from utils import (
     seed_everything,
     summary,
     versions,
-    write_atomically,
+    write_json,
 )
 
 
-def run_once(dataset: data.ImageDataset, seed: int, target: float) -> tuple[dict[str, Any], Trainer]:
-    """One sprint in this process: prints the summary and the result and keeps the weights under weights/.
+def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: float) -> tuple[dict[str, Any], Trainer]:
+    """One sprint of a preset in this process: prints the summary and the result and keeps the weights under weights/.
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
     demand_writable(ROOT / "weights")
-    preset = PRESETS["sprint"]
+    preset = get_preset(preset_name)
     config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
     seed_everything(seed)
     model = Net(dataset.num_channels, dataset.num_classes, **preset.net)
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     parameters = count_parameters(model)
-    trainer = Trainer(model, dataset, config, card={"preset": "sprint", "net": preset.net, "parameters": parameters})
+    trainer = Trainer(model, dataset, config, card={"preset": preset_name, "net": preset.net, "parameters": parameters})
     history = trainer.fit()
 
-    path = ROOT / "weights" / f"sprint-{dataset.file_name}.safetensors"
+    path = ROOT / "weights" / f"{preset_name}-{dataset.file_name}.safetensors"
+    (precision,) = (name for name, dtype in PRECISIONS.items() if dtype == trainer.precision)
     save_weights(path, trainer.trained_model.state_dict(), trainer.card | {
         "test_accuracy": history.test_accuracy, "seconds": history.total_seconds, "images_seen": history.images_seen,
-        "seed": seed, "command": command_line(), "hardware": hardware(), "versions": versions()})
+        "seed": seed, "precision": precision, "command": command_line(), "hardware": hardware(), "versions": versions()})
     print(f"{'reached' if history.reached else 'NOT reached'} {target:.1%} on {dataset.name} in {history.total_seconds:.2f} s: "
           f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, "
           f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}, weights in {path}")
@@ -56,7 +58,7 @@ def run_once(dataset: data.ImageDataset, seed: int, target: float) -> tuple[dict
     return entry, trainer
 
 
-def run_seeds(dataset: str, data_dir: Path, first_seed: int, seeds: int, target: float, threads: int,
+def run_seeds(dataset: str, data_dir: Path, preset: str, first_seed: int, seeds: int, target: float, threads: int,
               record_path: Path | None) -> dict[str, Any]:
     """`seeds` sprints over consecutive seeds, each in a fresh process; the record is written after every one.
 
@@ -66,8 +68,8 @@ def run_seeds(dataset: str, data_dir: Path, first_seed: int, seeds: int, target:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(first_seed, first_seed + seeds):
             path = Path(folder) / f"{seed}.json"
-            arguments = ["sprint", "--dataset", dataset, "--data-dir", str(data_dir), "--seed", str(seed), "--target", str(target),
-                         "--threads", str(threads), "--json", str(path)]
+            arguments = ["sprint", "--preset", preset, "--dataset", dataset, "--data-dir", str(data_dir), "--seed", str(seed),
+                         "--target", str(target), "--threads", str(threads), "--json", str(path)]
             started = time.perf_counter()
             child = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], stdout=subprocess.DEVNULL)
             process_seconds = time.perf_counter() - started
@@ -78,22 +80,17 @@ def run_seeds(dataset: str, data_dir: Path, first_seed: int, seeds: int, target:
             print(f"seed {seed}: {'reached' if run['reached'] else 'NOT reached'} in {run['seconds']:.2f} s "
                   f"(process {process_seconds:.2f} s), test accuracy {run['test_accuracy']:.2%}, {run['images_seen']:,} images, "
                   f"{run['test_passes']} test pass{'' if run['test_passes'] == 1 else 'es'}", flush=True)
-            record = make_record(dataset, target, runs)
+            record = make_record(dataset, preset, target, runs)
             if record_path:
-                write_record(record_path, record)
+                write_json(record_path, record)
     print(f"{len(runs)} seeds: median {record['median_seconds']:.2f} s, min {record['min_seconds']:.2f}, "
           f"max {record['max_seconds']:.2f}; {record['misses']} missed {target:.1%}")
     return record
 
 
-def make_record(dataset: str, target: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def make_record(dataset: str, preset: str, target: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of `runs`. The median, minimum and maximum are over all of them, missed ones with the seconds they spent."""
     seconds = [run["seconds"] for run in runs]
-    return {"dataset": dataset, "target": target, "runs": runs, "median_seconds": statistics.median(seconds),
+    return {"dataset": dataset, "preset": preset, "target": target, "runs": runs, "median_seconds": statistics.median(seconds),
             "min_seconds": min(seconds), "max_seconds": max(seconds), "misses": sum(not run["reached"] for run in runs),
             "hardware": hardware(), "versions": versions(), "command": command_line()}
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON, atomically."""
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

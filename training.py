@@ -4,11 +4,13 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
+import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import distributed
 from config import InputError, TrainConfig
 from data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
+from distillation import Teacher, distillation_loss
+from history import Evaluation, History
 from inference import loss_and_accuracy, predict_logits
 from utils import (
     demand_writable,
@@ -34,49 +39,12 @@ from utils import (
     save_checkpoint,
 )
 
+READ_EVERY = 20
+"""Steps between two readings of the losses on an accelerator, which has to finish all its work for each; a CPU has anyway."""
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C came; the step under way was finished and the state saved. The text says how to go on."""
-
-
-@dataclass
-class Evaluation:
-    """One look at the held-out images."""
-
-    step: int
-    """Optimizer steps taken."""
-    epoch: float
-    """Passes over the training images."""
-    images_seen: int
-    learning_rate: float
-    train_loss: float
-    """Mean over the batches since the last look, in nats, with label smoothing where there is any."""
-    train_accuracy: float
-    """Likewise, 0 to 1, on the images as augmented."""
-    val_loss: float
-    val_accuracy: float
-
-
-@dataclass
-class History:
-    """What happened in a run. All of it but `seconds` is the same for the same seed, interrupted or not."""
-
-    evaluations: list[Evaluation] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    """The clock at each evaluation, from the start of `Trainer.fit`, without the time between stop and resume."""
-    test_passes: int = 0
-    test_accuracy: float | None = None
-    """Of the last pass over the test split (early exit only)."""
-    reached: bool = False
-    """Whether that accuracy was above early_exit_accuracy."""
-    images_seen: int = 0
-    total_seconds: float = 0.0
-    """The clock when training stopped."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> History:
-        """The inverse of ``dataclasses.asdict``."""
-        return cls(**{**values, "evaluations": [Evaluation(**e) for e in values["evaluations"]]})
 
 
 class Trainer:
@@ -84,6 +52,9 @@ class Trainer:
 
     The held-out images are cut from the training split here. Everything else that touches an image happens in `fit`, whose
     duration is the clock of a sprint.
+
+    In a group of processes (see distributed.py) each trains on its part of every batch, with the statistics of the whole batch in
+    BatchNorm, and looks at its part of the held-out images; losses and accuracies are those of the whole. Process 0 writes.
 
     Args:
         model: any module that maps (N, C, H, W) floats to raw logits (N, num_classes). One that has a method
@@ -101,11 +72,13 @@ class Trainer:
         self.dataset, self.config = dataset, config
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
+        if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+            raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
         self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.averaged: AveragedModel | None = None
         self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
-        if out_dir:
+        if out_dir and distributed.is_main():
             demand_writable(out_dir)
         self.card = {"dataset": dataset.name, "classes": list(dataset.classes), "num_channels": dataset.num_channels,
                      "image_size": list(dataset.image_size), **(card or {})}
@@ -114,6 +87,8 @@ class Trainer:
         self.learning_rate = 0.0  # of the latest step
         self.seconds_before = 0.0
         self.running = {"loss": 0.0, "correct": 0, "images": 0}  # sums since the last evaluation
+        self.read_every = 1 if self.device.type == "cpu" else READ_EVERY
+        self.unread: list[tuple[int, float, Tensor]] = []  # step, learning rate, (loss, correct) still on the device
 
     def fit(self, resume: bool = False) -> History:
         """Train until the budget is used up or `config.early_exit_accuracy` is exceeded on the whole test split.
@@ -123,19 +98,23 @@ class Trainer:
 
         Raises:
             Interrupted: at Ctrl-C, after the step under way, with the state saved.
-            InputError: when the loss is not finite, or a checkpoint cannot be written or does not fit.
+            InputError: when the loss is not finite, a checkpoint cannot be written or does not fit, or another process is lost.
         """
         self.started = time.perf_counter()
         self._prepare()
         if resume:
             self._restore()
-        batches = self.batches.steps(self.step, self.step if self.history.reached else self.total_steps)
+        last = self.step if self.history.reached else self.total_steps
+        batches = self.batches.steps([step % self.distinct_steps for step in range(self.step, last)])
         progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
-        with progress, contextlib.closing(batches), _interrupt_flag() as interrupted:
+        with (progress, contextlib.closing(batches), _interrupt_flag() as interrupted,
+              distributed.watch(self._how_to_go_on)):
+            waits_since = time.perf_counter()
             for inputs, targets in batches:
+                self.history.waiting_seconds += time.perf_counter() - waits_since
                 self._train_step(inputs, targets)
                 progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
-                progress.update(len(targets))
+                progress.update(self.config.batch_size)
                 progress.set_postfix(self._postfix(), refresh=False)
                 if self._is_due(self.config.eval_every):
                     self._evaluate()
@@ -143,8 +122,9 @@ class Trainer:
                         break
                 if self.checkpoint_path and self._is_due(self.config.checkpoint_every):
                     self._save()
-                if interrupted():
+                if distributed.any_interrupted(interrupted()):
                     self._stop()
+                waits_since = time.perf_counter()
         self.history.images_seen = self.step * self.config.batch_size
         self.history.total_seconds = self._clock()
         if self.checkpoint_path:
@@ -156,34 +136,45 @@ class Trainer:
         """The network to evaluate and to keep: the averaged one where there is an average."""
         return self.averaged.module if self.averaged else self.model
 
-    def predict(self, split: Split) -> Tensor:
-        """Raw logits (N, num_classes), float32 on the CPU, of the trained network on `split`."""
-        return predict_logits(self.trained_model, split.images, self.mean, self.std, self.device, self.precision)
+    def predict(self, split: Split, precision: torch.dtype | None = None) -> Tensor:
+        """Raw logits (N, num_classes), float32 on the CPU, of the trained network on `split`; in the precision of training unless
+        another is given."""
+        return predict_logits(self.trained_model, split.images, self.mean, self.std, self.device, precision or self.precision)
 
-    def evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy (0 to 1) of the trained network on `split`."""
-        return loss_and_accuracy(self.predict(split), split.labels)
+    def evaluate(self, split: Split, precision: torch.dtype | None = None) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy (0 to 1) of the trained network on `split`; in a group, all must call it."""
+        mine = distributed.part(len(split.labels))
+        logits = torch.zeros(len(split.labels), self.dataset.num_classes)
+        if mine.start < mine.stop:
+            logits[mine] = self.predict(Split(split.images[mine], split.labels[mine]), precision)
+        return loss_and_accuracy(distributed.total(logits), split.labels)
 
     def _prepare(self) -> None:
         """All that looks at images or weights before the first step."""
         config, images = self.config, self.train_split.images
+        shard = distributed.rank(), distributed.size()
         sample = np.random.default_rng(config.seed).permutation(len(images))
         few = images[np.sort(sample[: config.statistics_images])] if config.statistics_images else images
         self.mean, self.std = statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
         if config.augment:
             self.batches = AugmentedBatches(self.train_split, config.batch_size, self.mean, self.std, config.augment,
-                                            config.seed, config.workers, self.device)
+                                            config.images_per_draw, config.seed, config.workers, self.device, shard)
         else:
-            self.batches = VectorisedBatches(self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device)
+            self.batches = VectorisedBatches(self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device,
+                                             shard)
         budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
         self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
         self.total_steps = self.cycle_ends[-1]
+        self.distinct_steps = config.distinct_epochs * self.batches.steps_per_epoch or self.total_steps
         if hasattr(self.model, "whiten"):
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
             self.model.whiten(normalise(pixels, self.mean, self.std))
+        self.network = distributed.wrap(self.model, config.compile)  # to train through; all else is done with the bare module
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
+                               self.device, self.precision) if config.teacher else None
         self.optimizer = _build_optimizer(self.model, config)
         cycles = [OneCycleLR(self.optimizer, config.max_lr, budget * 2**n, pct_start=config.pct_start, anneal_strategy="linear",
                              div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
@@ -194,11 +185,12 @@ class Trainer:
         self.model.train()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.model(inputs)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
-        if not math.isfinite(loss_value := loss.item()):
-            raise InputError(f"the loss became {loss_value} at step {self.step + 1} of {self.total_steps}, learning rate "
-                             f"{self.learning_rate:.3g}: try a lower max_lr{self._last_checkpoint()}")
+            logits = self.network(inputs)
+        loss = self._loss(logits.float(), inputs, targets)
+        correct = (logits.detach().argmax(1) == targets).sum()
+        self.unread.append((self.step + 1, self.learning_rate, torch.stack([loss.detach(), correct])))
+        if len(self.unread) >= self.read_every:
+            self._read_losses()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -207,14 +199,37 @@ class Trainer:
         self.step += 1
         if self.step < self.total_steps:
             self.scheduler.step()
-        self.running["loss"] += loss_value * len(targets)
-        self.running["correct"] += int((logits.detach().argmax(1) == targets).sum())
-        self.running["images"] += len(targets)
+
+    def _read_losses(self) -> None:
+        """Bring the losses of the latest steps from the device to the running sums. Raises InputError where one is not finite."""
+        if not self.unread:
+            return
+        steps, rates, values = zip(*self.unread, strict=True)
+        self.unread = []
+        for step, rate, (loss, correct) in zip(steps, rates, distributed.total(torch.stack(values).cpu()).tolist(), strict=True):
+            loss /= distributed.size()
+            if not math.isfinite(loss):
+                raise InputError(f"the loss became {loss} at step {step} of {self.total_steps}, learning rate {rate:.3g}: try a "
+                                 f"lower max_lr{self._last_checkpoint()}")
+            self.running["loss"] += loss * self.config.batch_size
+            self.running["correct"] += int(correct)
+            self.running["images"] += self.config.batch_size
+
+    def _loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        config = self.config
+        loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        if self.teacher:
+            comes_again = self.total_steps > self.distinct_steps
+            teacher_logits = self.teacher.logits(inputs, key=self.step % self.distinct_steps if comes_again else None)
+            imitation = distillation_loss(logits, teacher_logits, config.temperature)
+            loss = torch.lerp(loss, imitation, config.teacher_weight)
+        return loss
 
     def _is_due(self, every: int) -> bool:
         return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
 
     def _evaluate(self) -> None:
+        self._read_losses()
         val_loss, val_accuracy = self.evaluate(self.val_split)
         images = self.running["images"]
         self.history.evaluations.append(Evaluation(
@@ -253,6 +268,11 @@ class Trainer:
             return f"; the last good checkpoint is {self.checkpoint_path}"
         return ""
 
+    def _how_to_go_on(self) -> str:
+        checkpoint = self._last_checkpoint()
+        return f" after step {self.step} of {self.total_steps}" + (
+            f"{checkpoint}: the same command with --resume goes on from it" if checkpoint else "; there is no checkpoint yet")
+
     def _stop(self) -> None:
         if not self.checkpoint_path:
             raise Interrupted(f"after step {self.step} of {self.total_steps}; nothing is kept without an output folder")
@@ -261,23 +281,27 @@ class Trainer:
                           "--resume goes on")
 
     def _save(self) -> None:
+        self._read_losses()
         state = self.trained_model.state_dict()
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise InputError(f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
                              f"try a lower max_lr{self._last_checkpoint()}")
-        save_checkpoint(self.checkpoint_path, {
-            "card": self.card, "config": asdict(self.config), "model": state, "step": self.step,
-            "trained": self.model.state_dict(), "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
-            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states(),
-            "history": asdict(self.history), "running": self.running, "seconds": self._clock(),
-        })
+        with distributed.main_first():
+            if distributed.is_main():
+                save_checkpoint(self.checkpoint_path, {
+                    "card": self.card, "config": asdict(self.config), "model": state, "step": self.step,
+                    "trained": self.model.state_dict(), "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
+                    "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states(),
+                    "history": asdict(self.history), "running": self.running, "seconds": self._clock(),
+                })
 
     def _restore(self) -> None:
         if not self.checkpoint_path or not self.checkpoint_path.exists():
             raise InputError(f"nothing to resume: there is no {self.checkpoint_path}")
         state = load_checkpoint(self.checkpoint_path)
-        changed = [f"{name} was {state['config'].get(name)}, is {value}" for name, value in asdict(self.config).items()
-                   if state["config"].get(name) != value and name != "workers"]
+        was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
+        changed = [f"{name} was {was[name]}, is {value}" for name, value in asdict(self.config).items()
+                   if was[name] != value and name != "workers"]
         if changed:
             raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
         self.model.load_state_dict(state["trained"])

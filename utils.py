@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from config import InputError
 
 ROOT = Path(__file__).resolve().parent
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def seed_everything(seed: int) -> None:
@@ -67,7 +68,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """torch.bfloat16 or torch.float32; `auto` is bf16 where `device` computes in it natively (emulated, it is slower)."""
     if name != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return PRECISIONS[name]
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         native = any(capabilities.get(key, False) for key in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -90,6 +91,13 @@ def summary(model: nn.Module, num_channels: int, image_size: tuple[int, int]) ->
     table = torchinfo_summary(model, input_size=(1, num_channels, *image_size), depth=2, verbose=0, row_settings=["var_names"],
                               col_names=["input_size", "output_size", "num_params", "mult_adds"])
     return str(table)
+
+
+def count_mult_adds(model: nn.Module, num_channels: int, image_size: tuple[int, int]) -> int:
+    """Multiply-add operations of `model` on one image of (num_channels, *image_size), as torchinfo counts them."""
+    from torchinfo import summary as torchinfo_summary
+
+    return torchinfo_summary(model, input_size=(1, num_channels, *image_size), verbose=0).total_mult_adds
 
 
 def hardware() -> dict[str, Any]:
@@ -132,6 +140,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink()
         kept = "; the one that was there is untouched" if path.exists() else ""
         raise InputError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a record, atomically. Raises InputError where that fails."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def demand_writable(folder: Path) -> None:

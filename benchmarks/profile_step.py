@@ -51,7 +51,7 @@ def main() -> None:
     torch.manual_seed(0)
     trainer = Trainer(Net(3, 10, **preset.net), ImageDataset("noise", split, split, tuple("0123456789")), preset.train)
     trainer._prepare()
-    inputs, targets = next(trainer.batches.steps(0, 1))
+    inputs, targets = next(trainer.batches.steps(range(1)))
     thousand = Split(split.images[:1000], split.labels[:1000])
 
     def step() -> None:

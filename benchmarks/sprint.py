@@ -30,12 +30,12 @@ import time  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
 
-import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from benchmarks import replace_between, run_command  # noqa: E402
 from benchmarks.references import REFERENCES, TARGET  # noqa: E402
 from config import InputError  # noqa: E402
-from utils import ROOT, demand_writable, hardware, versions, write_atomically  # noqa: E402
+from utils import ROOT, demand_writable, hardware, versions, write_json  # noqa: E402
 
 MARKERS = ("<!-- sprint-table -->", "<!-- /sprint-table -->")
 QUICK_LIMIT = 20.0  # seconds that --quick leaves a reference's training
@@ -88,7 +88,7 @@ class Benchmark:
             record = self.measure(seeds, free_path(self.quick))
         print(table(record))
         if self.readme:
-            write_readme(ROOT / "README.md", table(record))
+            replace_between(ROOT / "README.md", MARKERS, table(record))
         return 0
 
     def measure(self, seeds: range, path: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Benchmark:
                     progress.set_description(f"{name}, seed {seed}")
                     runs.setdefault(name, []).append(self.run_one(name, seed, Path(folder)))
                     record = make_record(runs, self.threads, self.quick)
-                    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+                    write_json(path, record)
                     progress.write(f"{name}, seed {seed}: {outcome(runs[name][-1])}")
         finally:
             print(f"{sum(map(len, runs.values()))} of {len(plan)} runs done{f', record in {path}' if runs else ''}")
@@ -224,16 +224,6 @@ def plot(record: dict[str, Any], path: Path) -> None:
     print(f"plot in {path}")
 
 
-def write_readme(path: Path, text: str) -> None:
-    """Put `text` between the table's markers in the file. Raises InputError where they are not there."""
-    start, end = MARKERS
-    document = path.read_text(encoding="utf-8")
-    replaced, found = re.subn(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n{end}", document, flags=re.DOTALL)
-    if found != 1:
-        raise InputError(f"{path} must have {start} and {end} once, for the table to stand between")
-    write_atomically(path, replaced.encode())
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """A record that this script wrote. Raises InputError where it is none."""
     with contextlib.suppress(OSError, ValueError):
@@ -251,16 +241,5 @@ def free_path(quick: bool) -> Path:
     return next(path for path in paths if not path.exists())
 
 
-def main() -> int:
-    """Run what the command line says; returns the exit status."""
-    try:
-        return tyro.cli(Benchmark, description=__doc__).run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(Benchmark, __doc__))

@@ -9,12 +9,14 @@ import torch
 from torchinfo import summary
 
 import data
-from benchmarks import references, sprint
+from benchmarks import accuracy, pipeline, references, replace_between, run_command, sprint
 from benchmarks.references import REFERENCES, TARGET, run
-from config import InputError
+from config import InputError, TrainConfig
 from conftest import ROOT, assert_refused, random_split
 from constraints import check
+from model import Net
 from sources import ImageDataset
+from training import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +124,12 @@ def test_table_of_an_interrupted_benchmark(record):
 def test_readme_changes_between_the_markers_only(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("before <!-- sprint-table -->\nold\n<!-- /sprint-table --> after")
-    sprint.write_readme(path, r"new \1")
-    sprint.write_readme(path, r"new \1")
+    replace_between(path, sprint.MARKERS, r"new \1")
+    replace_between(path, sprint.MARKERS, r"new \1")
     assert path.read_text() == "before <!-- sprint-table -->\nnew \\1\n<!-- /sprint-table --> after"
     path.write_text("none")
     with pytest.raises(InputError, match="sprint-table"):
-        sprint.write_readme(path, "new")
+        replace_between(path, sprint.MARKERS, "new")
 
 
 def test_plot_and_reading_of_a_record(record, tmp_path):
@@ -173,3 +175,101 @@ def test_scripts_refuse_bad_input_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_every_reference_ends_at_the_target_of_the_sprint():
     assert all(reference.is_one_step or reference.train.early_exit_accuracy == TARGET for reference in REFERENCES.values())
+
+
+def test_pipeline_record(tmp_path):
+    path = tmp_path / "records" / "pipeline.json"
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "pipeline.py", "--quick", "--dataset", "digits", "--presets", "sprint", "baseline",
+         "--workers", "1", "--images-per-draw", "1", "16", "--json", path], text=True, capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(path.read_text())
+    assert record["dataset"] == "digits" and record["quick"]
+    assert {"processor", "cores", "threads"} <= set(record["hardware"])
+    assert {"torch", "numpy", "albumentations", "opencv"} <= set(record["versions"])
+    rates = {(entry["workers"], entry["images_per_draw"]): entry["images_per_second"] for entry in record["pipeline"]}
+    assert set(rates) == {(1, 1), (1, 16)}
+    assert [entry["preset"] for entry in record["step"]] == ["sprint", "baseline"]
+    # The sprint does not augment: it has nothing to start workers for.
+    trainings = [(entry["preset"], entry["workers"]) for entry in record["training"]]
+    assert trainings == [("sprint", 0), ("baseline", 1)]
+    for entry in (*record["pipeline"], *record["step"], *record["training"]):
+        values = entry["images_per_second"]
+        assert 0 < values["min"] <= values["median"] <= values["max"]
+    assert all(0 < entry["waiting_share"]["min"] <= entry["waiting_share"]["max"] < 1 for entry in record["training"])
+    table = result.stdout
+    assert f"{rates[1, 16]['median']:,.0f} (" in table and "| 1 a draw | 16 a draw |" in table
+    assert f"{record['training'][1]['waiting_share']['median']:.1%} (" in table
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--presets", "nothing"), "unknown preset 'nothing'"),
+    (("--steps", "10"), "--steps must be above 10"),
+    (("--dataset", "digits", "--images-per-draw", "3"), "multiple of 3"),
+])
+def test_pipeline_refuses_bad_input_in_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
+    assert run_command(pipeline.Pipeline, pipeline.__doc__) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_pipeline_help_teaches(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", "--help"])
+    with pytest.raises(SystemExit):
+        run_command(pipeline.Pipeline, pipeline.__doc__)
+    assert "Raise images_per_draw first" in " ".join(capsys.readouterr().out.split())
+
+
+def test_summaries_of_a_pipeline():
+    assert pipeline.summarise([3.0, 1.0, 8.0]) == {"median": 3.0, "min": 1.0, "max": 8.0}
+
+
+def test_waiting_is_counted_and_kept(noise, tmp_path):
+    config = TrainConfig(steps=6, batch_size=32, val_images=10, whiten_images=50, augment=1.0, workers=0)
+    trainer = Trainer(Net(3, 10), noise, config, tmp_path)
+    history = trainer.fit()
+    assert 0 < history.waiting_seconds < history.total_seconds
+    resumed = Trainer(Net(3, 10), noise, config, tmp_path).fit(resume=True)
+    assert resumed.waiting_seconds == history.waiting_seconds  # nothing was left to wait for
+
+
+def test_results_from_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "RECORDS", tmp_path)
+    evaluations = [{"val_accuracy": 0.7}, {"val_accuracy": 0.85}]
+    card = {"parameters": 194_154, "mult_adds": 12_120_000, "epochs": 8.0, "seconds": 95.4, "val_accuracy": 0.8612,
+            "test_accuracy": 0.8534, "hardware": {"processor": "P", "cores": 2, "threads": 2}, "versions": {"torch": "2"}}
+    records = {"fast85": {"card": card, "config": {"seed": 0}, "history": {"seconds": [40.0, 95.0], "evaluations": evaluations}}}
+    text = accuracy.table(records)
+    assert "| 194,154 | 12.1 M | 8 | 95 s | 86.12% | 85.34% |" in text
+    assert "seeds" not in text
+    runs = {"target": 0.85, "runs": [{}, {}, {}], "median_seconds": 95.2, "min_seconds": 90.0, "max_seconds": 99.9, "misses": 1,
+            "command": "python main.py sprint --preset fast85"}
+    (tmp_path / "fast85-seeds.json").write_text(json.dumps(runs))
+    assert "3 seeds, each a fresh process: median 95 s (90 to 100), 1 missed" in accuracy.table(records)
+    for plot in (accuracy.plot_parameters, accuracy.plot_learning):
+        plot(records, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
+        (tmp_path / "plot.png").unlink()
+
+
+def test_results_without_records_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "RECORDS", tmp_path)
+    with pytest.raises(InputError, match="no records"):
+        accuracy.Results().run()
+
+
+def test_inference_record(tmp_path):
+    file = tmp_path / "record.json"
+    result = subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "sprint", "--batch-size", "16",
+                             "--rounds", "2", "--no-compile", "--json", file], text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    rates = json.loads(file.read_text())["images_per_second"]["sprint"]
+    assert {"fp32"} < set(rates)
+    assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
+    assert "| sprint | fp32 |" in result.stdout
+
+
+def test_inference_of_an_unknown_preset_is_one_line():
+    assert_refused(subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "none"], text=True,
+                                  capture_output=True), "unknown preset 'none'")

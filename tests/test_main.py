@@ -180,8 +180,12 @@ def test_check_fails_a_network_that_breaks_the_rules(tmp_path):
     assert "FAIL" in result.stdout
 
 
-RECORD_KEYS = {"dataset", "target", "runs", "median_seconds", "min_seconds", "max_seconds", "misses", "hardware", "versions",
-               "command"}
+def test_sprint_of_a_preset_without_a_target_asks_for_one():
+    assert_refused(run_main("sprint", "--preset", "accurate", "--dataset", "digits"), "no target", "--target")
+
+
+RECORD_KEYS = {"dataset", "preset", "target", "runs", "median_seconds", "min_seconds", "max_seconds", "misses", "hardware",
+               "versions", "command"}
 RUN_KEYS = {"seed", "reached", "seconds", "process_seconds", "test_accuracy", "test_passes", "images_seen", "parameters"}
 
 

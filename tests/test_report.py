@@ -15,7 +15,7 @@ import report
 from config import InputError
 from constraints import Constraint
 from data import Split
-from training import Evaluation, History
+from history import Evaluation, History
 
 PICTURES = ["curves.png", "confusion.png", "mistakes.png", "run.png"]
 CONSTRAINTS = [Constraint("parameters", "196,746", "< 200,000", True), Constraint("receptive field", "39", "> 44", False)]

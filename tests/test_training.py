@@ -15,8 +15,9 @@ import torch
 import data
 from config import InputError, TrainConfig
 from conftest import ALL_THREADS, ROOT, assert_refused, run_main
+from history import History
 from model import Net
-from training import History, Trainer
+from training import Trainer
 from utils import load_checkpoint, seed_everything
 
 SMALL = TrainConfig(epochs=1, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02)

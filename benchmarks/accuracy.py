@@ -1,0 +1,133 @@
+"""The results of docs/accuracy.md: its table, and the plots of accuracy against parameters and of the learning curves.
+
+    python benchmarks/accuracy.py            # from the records in docs/records/; writes docs/accuracy.png and docs/learning.png
+    python benchmarks/accuracy.py --readme   # and puts the table into README.md and docs/accuracy.md
+
+Nothing is trained: a record is the run.json that `python main.py train --preset NAME --dataset cifar10` leaves in its folder,
+copied to docs/records/NAME.json. How long fast85 and fast90 take to their targets, over seeds, is in NAME-seeds.json, which
+`python main.py sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+from benchmarks import replace_between, run_command  # noqa: E402
+from config import PRESETS, InputError  # noqa: E402
+from utils import ROOT  # noqa: E402
+
+RECORDS = ROOT / "docs" / "records"
+MARKERS = ("<!-- accuracy-table -->", "<!-- /accuracy-table -->")
+# Name, parameters, test accuracy, whence. DenseNet's was the best epoch's on the test set.
+REFERENCES = (
+    ("DenseNet-BC-40", 176_122, 0.9357, "Huang et al. 2017's network, public results of 300 epochs"),
+    ("ResNet-20", 272_474, 0.9125, "He et al. 2016"),
+    ("best of the course", 195_946, 0.8648, "the best found of many public solutions of the assignment"),
+)
+COLOURS = {"fast85": "#56b4e9", "fast90": "#0072b2", "slim": "#009e73", "accurate": "#d55e00", "teacher": "#5f6368"}
+
+
+@dataclass
+class Results:
+    """Draw the plots of docs/accuracy.md from the records and print its table."""
+
+    readme: bool = False
+    """Put the table into README.md and docs/accuracy.md."""
+
+    def run(self) -> int:
+        paths = {name: RECORDS / f"{name}.json" for name in COLOURS}
+        records = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+        if not records:
+            raise InputError(f"there are no records in {RECORDS}: train a preset and copy its run.json there (--help says how)")
+        plot_parameters(records, ROOT / "docs" / "accuracy.png")
+        plot_learning(records, ROOT / "docs" / "learning.png")
+        text = table(records)
+        print(text)
+        if self.readme:
+            for name in ("README.md", "docs/accuracy.md"):
+                replace_between(ROOT / name, MARKERS, text)
+        return 0
+
+
+def table(records: dict[str, dict[str, Any]]) -> str:
+    """The records as a Markdown table; seconds over seeds where there is a record of them."""
+    rows = ["| preset | parameters | mult-adds | epochs | time | validation | test |", "|---|---|---|---|---|---|---|"]
+    for name, record in records.items():
+        card = record["card"]
+        cells = (f"`{name}`: {PRESETS[name].about}", f"{card['parameters']:,}", f"{card['mult_adds'] / 1e6:.1f} M",
+                 f"{card['epochs']:g}", duration(card["seconds"]), f"{card['val_accuracy']:.2%}", f"{card['test_accuracy']:.2%}")
+        rows.append(f"| {' | '.join(cells)} |")
+    machine, versions = card["hardware"], card["versions"]
+    notes = [f"CIFAR-10, seed {record['config']['seed']}, the whole pipeline included; the time is that of training with its looks "
+             f"at the held-out images. {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+             f"{versions['torch']}."]
+    for name in records:
+        path = RECORDS / f"{name}-seeds.json"
+        if path.exists():
+            seeds = json.loads(path.read_text())
+            notes.append(f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
+                         f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
+                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`.")
+    return "\n".join([*rows, "", *notes])
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would say it in."""
+    return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Test accuracy against parameters, ours beside the references, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, PercentFormatter
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(200_000, color="#5f6368", linestyle="--", linewidth=1)
+    axes.annotate("limit of the assignment", (200_000, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                  textcoords="offset points", color="#5f6368", fontsize=9)
+    points = [(name, parameters, accuracy, "#000000", "x") for name, parameters, accuracy, _ in REFERENCES]
+    points += [(name, record["card"]["parameters"], record["card"]["test_accuracy"], COLOURS[name], "o")
+               for name, record in records.items()]
+    for name, parameters, accuracy, colour, marker in points:
+        axes.plot(parameters, accuracy, marker, color=colour, markersize=8)
+        axes.annotate(f"{name} {accuracy:.2%}", (parameters, accuracy), xytext=(-8, 0), textcoords="offset points", fontsize=9,
+                      color=colour, ha="right", va="center")
+    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy", title="CIFAR-10: accuracy against parameters")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(2e4, 1.2 * max(point[1] for point in points))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    print(f"plot in {path}")
+
+
+def plot_learning(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Held-out accuracy against hours of training, all runs in one, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, record in records.items():
+        history = record["history"]
+        axes.plot([seconds / 60 for seconds in history["seconds"]], [e["val_accuracy"] for e in history["evaluations"]],
+                  color=COLOURS[name], label=name)
+    axes.set(xscale="log", ylim=(0.6, 1), xlabel="minutes of training", ylabel="accuracy on the held-out images",
+             title="CIFAR-10: learning curves")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+    print(f"plot in {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(Results, __doc__))

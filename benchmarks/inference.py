@@ -1,0 +1,115 @@
+"""Predictions per second of the presets' networks, by form: fp32, bf16, BatchNorm folded, compiled.
+
+    python benchmarks/inference.py                          # accurate, slim and fast85, in batches of 256
+    python benchmarks/inference.py --presets accurate --json docs/records/inference.json
+
+Random weights and random images, already normalised: neither changes the time. Each round runs every form once, so that drifts of
+the machine's speed fall on all alike; the table gives the median, minimum and maximum of the rounds.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import shlex  # noqa: E402
+import statistics  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from benchmarks import run_command  # noqa: E402
+from config import InputError, get_preset  # noqa: E402
+from inference import for_inference  # noqa: E402
+from model import Net  # noqa: E402
+from utils import demand_writable, hardware, resolve_device, resolve_precision, seed_everything, versions, write_json  # noqa: E402
+
+
+@dataclass
+class Benchmark:
+    """Time the networks of presets, form by form, in turn."""
+
+    presets: tuple[str, ...] = ("accurate", "slim", "fast85")
+    """Whose networks."""
+    batch_size: int = 256
+    """Images a call."""
+    rounds: int = 10
+    """How often each form is timed, over a quarter of a second or more."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+    compile: bool = True
+    """Also through torch.compile, with the weights frozen: half a minute a network before the first call."""
+    json: Path | None = None
+    """Write the record here."""
+
+    def run(self) -> int:
+        networks = {name: get_preset(name).net for name in self.presets}
+        if self.batch_size < 1 or self.rounds < 1:
+            raise InputError("--batch-size and --rounds must be 1 or more")
+        if self.json:
+            demand_writable(self.json.parent)
+        device = resolve_device(self.device)
+        rates: dict[str, dict[str, list[float]]] = {}
+        with torch.inference_mode():
+            for name, arguments in networks.items():
+                seed_everything(0)
+                model = Net(3, 10, **arguments).to(device, memory_format=torch.channels_last).eval()
+                forms = self.forms(model, device)
+                for predict in tqdm(forms.values(), f"{name}: first calls", disable=None, leave=False):
+                    predict()
+                rates[name] = {form: [] for form in forms}
+                for _ in tqdm(range(self.rounds), name, disable=None, leave=False):
+                    for form, predict in forms.items():
+                        rates[name][form].append(self.batch_size / seconds_a_call(predict, device))
+        print("| network | form | images/s: median | min | max |\n|---|---|---|---|---|")
+        for name, by_form in rates.items():
+            for form, values in by_form.items():
+                print(f"| {name} | {form} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
+        if self.json:
+            command = shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]])
+            write_json(self.json, {"batch_size": self.batch_size, "images_per_second": rates, "hardware": hardware(),
+                                   "versions": versions(), "command": command})
+        return 0
+
+    def forms(self, model: Net, device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
+        """What to call for one batch, by the name of the form."""
+        fast = resolve_precision("auto", device)
+        images = torch.randn(self.batch_size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+
+        def cast() -> torch.Tensor:
+            with torch.autocast(device.type, fast):
+                return model(images)
+
+        folded, few_bytes = for_inference(model, fast), images.to(fast)
+        forms = {"fp32": lambda: model(images)}
+        if fast != torch.float32:
+            forms["bf16 by autocast"] = cast
+        forms[f"{str(fast).removeprefix('torch.')}, BatchNorm folded"] = lambda: folded(few_bytes)
+        if self.compile:
+            from torch._inductor import config
+
+            config.freezing = True  # weights become constants, in the layout that the kernels want
+            compiled = torch.compile(folded)
+            forms["the same, compiled"] = lambda: compiled(few_bytes)
+        return forms
+
+
+def seconds_a_call(predict: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """The mean over as many calls as fill a quarter of a second."""
+    calls, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < 0.25:
+        predict()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        calls += 1
+    return spent / calls
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(Benchmark, __doc__))

@@ -1,0 +1,1 @@
+"""The course's experiments; each file runs alone."""

@@ -1,0 +1,39 @@
+"""The networks that ship: each card says what its file holds."""
+import json
+
+import pytest
+import torch
+
+from config import PRESETS
+from conftest import DATA, ROOT, needs_cifar10, run_main
+from constraints import check
+from inference import TrainedNetwork
+from utils import count_parameters, load_weights
+
+# Other names are what sprints left there.
+SHIPPED = sorted(path for path in (ROOT / "weights").glob("*.safetensors") if path.stem in PRESETS)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_card_says_what_the_file_holds(path):
+    network = TrainedNetwork.load(path, torch.device("cpu"))
+    card = network.card
+    assert card == json.loads(path.with_suffix(".json").read_text()) == load_weights(path)[1]
+    assert card["preset"] == path.stem
+    assert card["net"] == json.loads(json.dumps(PRESETS[path.stem].net))  # the preset still makes this network
+    assert card["parameters"] == count_parameters(network.model)
+    for key in ("mult_adds", "val_accuracy", "test_accuracy", "epochs", "seconds", "hardware", "command", "versions", "mean", "std",
+                "classes", "image_size"):
+        assert card[key], key
+    if path.stem != "teacher":
+        assert all(constraint.passed for constraint in check(network.model))
+    if path.stem == "slim":
+        assert card["parameters"] < 100_000
+
+
+@needs_cifar10
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_evaluate_prints_the_cards_accuracy(path):
+    card = json.loads(path.with_suffix(".json").read_text())
+    result = run_main("evaluate", "--weights", path, "--dataset", "cifar10", "--data-dir", DATA)
+    assert f"accuracy {card['test_accuracy']:.2%}," in result.stdout, result.stderr
