@@ -13,6 +13,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if "WORLD_SIZE" in os.environ:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
+import signal  # noqa: E402
+
+# Until the command runs, Ctrl-C ends the process at once: main() has a line to say for it, an import under way only a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import io  # noqa: E402
@@ -312,6 +318,8 @@ def parse(arguments: list[str]) -> object:
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command = parse(arguments)
         if os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(command, Train):

@@ -232,11 +232,24 @@ def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
     assert f"accuracy {run['test_accuracy']:.2%}" in evaluated.stdout
 
 
-def test_interrupted_sprint(shapes_npz):
+@pytest.mark.parametrize("seconds", [0.3, 1.5])  # the second seed's process is importing, or training
+def test_interrupted_sprint(shapes_npz, seconds):
     process = subprocess.Popen([sys.executable, ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", "50"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    time.sleep(3)
+    assert process.stdout.readline().startswith("seed 0")
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    assert set(errors.splitlines()) == {"interrupted"}
+
+
+def test_interrupted_while_importing():
+    process = subprocess.Popen([sys.executable, "-X", "importtime", ROOT / "main.py", "--help"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while "tyro." not in process.stderr.readline():  # the first of its modules is imported, others come
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in output + errors
