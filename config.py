@@ -169,14 +169,13 @@ PRESETS: dict[str, Preset] = {
     "teacher": Preset(
         "a larger network without the limit on parameters, for small ones to learn from",
         TrainConfig(
-            epochs=40,
+            epochs=20,
             batch_size=128,
             optimizer="sgd",
             max_lr=0.1,
             momentum=0.9,
             weight_decay=5e-4,
             pct_start=0.2,
-            label_smoothing=0.1,
             ema_decay=0.999,
             augment=1.0,
             workers=1,
