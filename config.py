@@ -178,6 +178,7 @@ PRESETS: dict[str, Preset] = {
             pct_start=0.2,
             ema_decay=0.999,
             augment=1.0,
+            images_per_draw=4,
             workers=1,
         ),
         {
