@@ -9,12 +9,14 @@ class ByHand:
     """Convolution by hand: its difference from torch's on the homework's case, and its cost on the presets' own shapes."""
 
     quick: bool = False
-    """One repeat of each shape instead of five."""
+    """One repeat of each shape instead of seven."""
+    docs: bool = False
+    """Put the table into docs/conv2d.md."""
 
     def run(self) -> int:
-        from lab import conv2d
+        from lab import conv2d_cost
 
-        conv2d.show(repeats=1 if self.quick else 5)
+        conv2d_cost.show(self.quick, self.docs)
         return 0
 
 

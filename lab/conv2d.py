@@ -1,13 +1,12 @@
 """Convolution by hand: windows by strides and one matrix product, with a backward pass of its own.
 
 `conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python main.py lab conv2d`
-shows the difference on the homework's case and the cost on the shapes of the presets' networks.
+shows the difference on the homework's case and the cost on the shapes of the presets' networks; `--conv by-hand` trains with it.
 """
 from __future__ import annotations
 
 import math
 import operator
-import time
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from typing import Any, NamedTuple
@@ -16,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from model import Net
 
 Pair = tuple[int, int]
 
@@ -412,78 +414,30 @@ class Conv2d(nn.Module):
                 f"padding_mode={self.padding_mode}")
 
 
+class ByHand(TorchFunctionMode):
+    """While it is active, whatever calls torch's conv2d gets ours: ``with ByHand(): logits = network(images)``.
+
+    So any network is computed by hand, its modules and their weights untouched. Backward needs no such mode.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (conv2d if func is F.conv2d else func)(*args, **(kwargs or {}))
+
+
+class ByHandNet(Net):
+    """`Net` with its convolutions by `conv2d`: weights and checkpoints of one fit the other.
+
+    Not touched are the residual 1x1 layers, which `Net` itself computes as a matrix product.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ByHand():
+            return super().forward(x)
+
+
 def demonstrate() -> float:
     """The largest difference to torch's convolution in the homework's case: input (1, 3, 10, 12), weight (2, 3, 4, 5), fp32."""
     generator = torch.Generator().manual_seed(0)
     inp, w = torch.randn(1, 3, 10, 12, generator=generator), torch.randn(2, 3, 4, 5, generator=generator)
     out = conv2d(inp, w)
     return (F.conv2d(inp, w) - out).abs().max().item()
-
-
-class Cost(NamedTuple):
-    """What forward and backward of one convolution of the presets' networks take, in milliseconds."""
-
-    shape: str
-    presets: str  # whose networks have it
-    torch_ms: float
-    own_ms: float
-
-    @property
-    def ratio(self) -> float:
-        return self.own_ms / self.torch_ms
-
-
-def _convolutions_of_the_presets() -> dict[tuple, list[str]]:
-    """(in, out, kernel, stride, padding, dilation, groups, (H, W) of the input) -> presets, for 32x32 RGB images."""
-    from config import PRESETS
-    from model import Net
-
-    found: dict[tuple, list[str]] = {}
-    for name, preset in PRESETS.items():
-        def note(module: nn.Conv2d, inputs: tuple[Tensor], name: str = name) -> None:
-            key = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation,
-                   module.groups, tuple(inputs[0].shape[2:]))
-            if name not in found.setdefault(key, []):
-                found[key].append(name)
-
-        net = Net(3, 10, **preset.net)
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(note)
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, 32, 32))
-    return found
-
-
-def costs(batch_size: int = 128, repeats: int = 5) -> list[Cost]:
-    """The cost of each convolution in the presets' networks against torch's, fp32, channels last in memory, as in training.
-
-    Forward and backward to weight and input, the stem's to the weight alone: images need no gradient. Each time is the least of
-    `repeats`, torch's and ours in turn, after a run that is not counted.
-    """
-    def run(convolve: Any, x: Tensor, weight: Tensor, *arguments: Any) -> float:
-        start = time.perf_counter()
-        y = convolve(x, weight, None, *arguments)
-        torch.autograd.grad(y, [t for t in (x, weight) if t.requires_grad], y.detach())
-        return 1000 * (time.perf_counter() - start)
-
-    rows = []
-    for (c_in, c_out, kernel, stride, padding, dilation, groups, size), presets in _convolutions_of_the_presets().items():
-        x, weight = (torch.randn(*shape).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
-                     for shape, needs_grad in (((batch_size, c_in, *size), c_in != 3),
-                                               ((c_out, c_in // groups, *kernel), True)))
-        times = [[run(convolve, x, weight, stride, padding, dilation, groups) for convolve in (F.conv2d, conv2d)]
-                 for _ in range(1 + repeats)]
-        shape = f"{c_in}->{c_out} {kernel[0]}x{kernel[1]} at {size[0]}x{size[1]}"
-        shape += "".join(f", {name} {value}" for name, value in (("stride", stride[0]), ("padding", padding[0]),
-                                                                  ("dilation", dilation[0]), ("groups", groups)) if value > 1)
-        rows.append(Cost(shape, ", ".join(presets), *map(min, zip(*times[1:], strict=True))))
-    return rows
-
-
-def show(repeats: int) -> None:
-    """Print both, the costs by the least of `repeats` runs."""
-    print(f"largest difference to F.conv2d, input 1x3x10x12, weight 2x3x4x5: {demonstrate():.1e}\n")
-    print(f"{'forward and backward, batch of 128':<44}{'torch':>9}{'own':>9}{'own/torch':>11}")
-    for row in costs(repeats=repeats):
-        print(f"{row.shape:<44}{row.torch_ms:>6.2f} ms{row.own_ms:>6.2f} ms{row.ratio:>11.1f}")
