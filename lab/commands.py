@@ -59,6 +59,8 @@ class Runtimes:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         devices = ["cpu", *([accelerator.type] if accelerator and not self.quick else [])]
         dataset = load("shapes" if self.quick and self.dataset == "auto" else self.dataset, self.data_dir)
+        if self.batch_size > len(dataset.test.labels):
+            raise InputError(f"--batch-size is {self.batch_size}: {dataset.name} has {len(dataset.test.labels)} test images")
         runtimes_page.show(self.preset, dataset, devices, self.batch_size, 2 if self.quick else self.rounds, self.quick, self.docs)
         return 0
 

@@ -214,7 +214,8 @@ def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
     trainer.network = None
 
     def step() -> list[float]:
-        trainer.network = trainer.network or BUILD[job.variant](trainer.model, images)
+        if trainer.network is None:
+            trainer.network = BUILD[job.variant](trainer.model, images)
         trainer.step, trainer.running["loss"] = trainer.total_steps - 1, 0.0  # the schedule does not run out
         trainer._train_step(images, labels)
         return [trainer.running["loss"] / job.batch_size]
@@ -235,7 +236,8 @@ def _inference(job: Job, inputs: dict[str, Any]) -> Callable[[], Tensor]:
     @torch.no_grad()
     def predict() -> Tensor:
         nonlocal built
-        built = built or BUILD[job.variant](network, images)
+        if built is None:
+            built = BUILD[job.variant](network, images)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             return built(images)
 

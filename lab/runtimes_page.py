@@ -25,10 +25,16 @@ def base_of(result: Result, results: list[Result]) -> Result:
     return next(r for r in results if r.job == replace(result.job, variant=BASE))
 
 
+def differ(a: Result, b: Result) -> bool:
+    """Whether the speeds differ by more than their spread: no median is within the other's minimum to maximum."""
+    return not any(min(x.images_per_second) <= y.median <= max(x.images_per_second) for x, y in ((a, b), (b, a)))
+
+
 def pays_after(result: Result, base: Result) -> float | None:
-    """Images after which the dearer first call is made up for by the faster steady ones; None for never."""
+    """Images after which the dearer first call is made up for by the faster steady ones; None for never, or where the
+    speeds do not differ."""
     saved = 1 / base.median - 1 / result.median
-    return max(0.0, (result.first_call - base.first_call) / saved) if saved > 0 else None
+    return max(0.0, (result.first_call - base.first_call) / saved) if saved > 0 and differ(result, base) else None
 
 
 def table(results: list[Result], images: int) -> str:
@@ -60,7 +66,7 @@ def _when(result: Result, base: Result, images: int) -> str:
         return ""
     after = pays_after(result, base)
     if after is None:
-        return "never"
+        return "never" if differ(result, base) else "as fast"
     return f"{after / images:,.1f} epochs" if result.job.work == "training" else f"{after:,.0f} images"
 
 
@@ -75,8 +81,9 @@ def in_words(results: list[Result], images: int) -> str:
         best, fastest = max(bases, key=lambda r: r.median), max(done, key=lambda r: r.median)
         slowest = min(bases, key=lambda r: r.median)
         sentences = [f"**{work.capitalize()} on {device}.** As it is, the network is fastest in {best.job.precision}, "
-                     f"{best.job.layout}: {best.median:,.0f} images a second, {best.median / slowest.median:.1f} times as many as "
-                     f"in {slowest.job.precision}, {slowest.job.layout}."]
+                     f"{best.job.layout}: {best.median:,.0f} images a second"
+                     + (f", {best.median / slowest.median:.1f} times as many as in {slowest.job.precision}, {slowest.job.layout}."
+                        if slowest is not best else ".")]
         compiled = [(r, base_of(r, done)) for r in done if r.job.variant.startswith("torch.compile")]
         pays = [(r, after) for r, base in compiled if (after := pays_after(r, base)) is not None]
         if compiled and not pays:
