@@ -140,4 +140,5 @@ def test_the_shipped_page_has_every_runtime():
 ])
 def test_bad_usage(arguments, words, capsys):
     assert main.main(["lab", "runtimes", *arguments]) == 2
-    assert all(word in capsys.readouterr().err for word in words)
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in words)
