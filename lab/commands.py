@@ -87,7 +87,7 @@ class Gradients:
     """Norms of the gradients by layer, before and after a sprint's training; what residual sums and GAP change in them."""
 
     preset: str = "sprint"
-    """Network and training."""
+    """Network and training, which is of so many steps as its first OneCycle has, or of 400."""
     dataset: str = "auto"
     """As for sprint."""
     data_dir: Path = ROOT / "data"

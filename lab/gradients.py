@@ -26,6 +26,7 @@ from utils import ROOT, seed_everything
 PAGE = ROOT / "docs" / "model.md"
 MARKERS = "<!-- gradients -->", "<!-- /gradients -->"
 BATCHES = 10
+STEPS = 400  # of a preset that counts its budget in epochs
 STAGES = ("at initialisation", "after training")
 
 
@@ -116,12 +117,12 @@ class Run:
 
 
 def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, steps: int) -> dict[str, list[Run]]:
-    """Train each variant of the preset's network for `steps` steps (0: the preset's first OneCycle), by seed in turn."""
+    """Train each variant of the preset's network for `steps` steps, by seed in turn, without augmentation."""
     preset = get_preset(preset_name)
     runs: dict[str, list[Run]] = {name: [] for name in VARIANTS}
     for seed, name in tqdm([(seed, name) for seed in range(seeds) for name in VARIANTS], unit=" runs", disable=None, leave=False):
         seed_everything(seed)
-        config = replace(preset.train, seed=seed, cycles=1, early_exit_accuracy=None, teacher="", steps=steps or preset.train.steps)
+        config = replace(preset.train, seed=seed, cycles=1, early_exit_accuracy=None, teacher="", augment=0.0, steps=steps)
         trainer = Trainer(VARIANTS[name](dataset.num_channels, dataset.num_classes, **preset.net), dataset, config)
         trainer._prepare()  # whitens the stem
         sample = list(trainer.batches.steps(range(batches)))
@@ -218,10 +219,11 @@ def plot(runs: dict[str, list[Run]], path: Path) -> None:
 
 def show(preset: str, dataset: ImageDataset, seeds: int, quick: bool, out: Path, docs: bool) -> None:
     """Measure, print, and draw `out`; with `docs`, into PAGE too."""
-    runs = measure(preset, dataset, 1 if quick else seeds, 2 if quick else BATCHES, 10 if quick else 0)
+    steps = 10 if quick else get_preset(preset).train.steps or STEPS
+    runs = measure(preset, dataset, 1 if quick else seeds, 2 if quick else BATCHES, steps)
     text = in_words(runs)
     plot(runs, out)
     print(f"{text}\n\nplot in {out}")
     if docs:
         replace_between(PAGE, MARKERS, f"{text}\n\nThe network of `{preset}` on {dataset.name}, median (min to max) of {seeds} "
-                                       f"seeds, {BATCHES} batches each; {measured_on()}")
+                                       f"seeds, {steps} steps, {BATCHES} batches each; {measured_on()}")
