@@ -19,6 +19,7 @@ class ByHand:
     """Put the table into docs/conv2d.md."""
 
     def run(self) -> int:
+        demand_whole(self.quick, self.docs)
         from lab import conv2d_cost
 
         conv2d_cost.show(self.quick, self.docs)
@@ -49,6 +50,7 @@ class Runtimes:
     """Put tables, words and plot into docs/runtimes.md."""
 
     def run(self) -> int:
+        demand_whole(self.quick, self.docs)
         get_preset(self.preset)
         if self.batch_size < 1 or self.rounds < 1:
             raise InputError("--batch-size and --rounds must be 1 or more")
@@ -102,6 +104,7 @@ class Gradients:
     """Put table, words and plot into docs/model.md."""
 
     def run(self) -> int:
+        demand_whole(self.quick, self.docs)
         get_preset(self.preset)
         if self.seeds < 1:
             raise InputError("--seeds must be 1 or more")
@@ -113,6 +116,12 @@ class Gradients:
         dataset = load("shapes" if self.quick and self.dataset == "auto" else self.dataset, self.data_dir)
         gradients.show(self.preset, dataset, self.seeds, self.quick, out, self.docs)
         return 0
+
+
+def demand_whole(quick: bool, docs: bool) -> None:
+    """Raise InputError where a part of an experiment would be put into the documents."""
+    if quick and docs:
+        raise InputError("--quick measures a part only: leave it out for --docs")
 
 
 def load(name: str, root: Path) -> object:

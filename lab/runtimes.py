@@ -146,6 +146,10 @@ def _measure_group(jobs: list[Job], rounds: int, context: Any, folder: Path, pro
             result.peak_memory = _ask(connection, process, result, "memory")
             result.first_call -= BEGINNING * result.job.batch_size / result.median
     finally:
+        for _, connection, _ in alive:
+            connection.close()  # which ends the process in good order
+        for _, _, process in alive:
+            process.join(timeout=5)
         for process in multiprocessing.active_children():
             process.terminate()
             process.join()

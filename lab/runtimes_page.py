@@ -1,19 +1,21 @@
 """The tables, the plot and the words of docs/runtimes.md."""
 from __future__ import annotations
 
-from dataclasses import replace
+import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import measured_on, replace_between
 from config import get_preset
 from lab.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
-from utils import ROOT, resolve_precision
+from utils import ROOT, command_line, hardware, resolve_precision, versions, write_json
 
 if TYPE_CHECKING:
     from data import ImageDataset
 
 PAGE = ROOT / "docs" / "runtimes.md"
+RECORD = ROOT / "docs" / "records" / "runtimes.json"
 MARKERS = "<!-- runtimes -->", "<!-- /runtimes -->"
 EPOCHS = 25
 COLOURS = {("fp32", "NCHW"): "#9ecae1", ("fp32", "channels_last"): "#0072b2", ("bf16", "NCHW"): "#f4b183",
@@ -26,8 +28,12 @@ def base_of(result: Result, results: list[Result]) -> Result:
 
 
 def differ(a: Result, b: Result) -> bool:
-    """Whether the speeds differ by more than their spread: no median is within the other's minimum to maximum."""
-    return not any(min(x.images_per_second) <= y.median <= max(x.images_per_second) for x, y in ((a, b), (b, a)))
+    """Whether the speeds differ by more than their spread: neither median is between the other's quartiles."""
+    def is_within(x: Result, y: Result) -> bool:
+        low, _, high = statistics.quantiles(x.images_per_second * 2, method="inclusive")  # twice: there may be one round only
+        return low <= y.median <= high
+
+    return not is_within(a, b) and not is_within(b, a)
 
 
 def pays_after(result: Result, base: Result) -> float | None:
@@ -130,7 +136,7 @@ def plot(results: list[Result], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0, 0].invert_yaxis()
-    grid[0, 0].legend(fontsize=8)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(forms))
     figure.savefig(path, dpi=110)
 
 
@@ -158,6 +164,9 @@ def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int
     if quick:
         print("\nwith --quick: one precision, one layout, and no compiled training or max-autotune")
     if docs:
+        write_json(RECORD, {"preset": preset, "dataset": dataset.name, "batch_size": batch_size, "epoch_images": images,
+                            "results": [{name: value for name, value in asdict(r).items() if name != "output"} for r in results],
+                            "hardware": hardware(), "versions": versions(), "command": command_line()})
         plot(results, PAGE.with_suffix(".png"))
-        replace_between(PAGE, MARKERS, f"{text}\n\nThe network of the preset `{preset}` on {dataset.name}, medians of {rounds} "
-                                       f"rounds; {measured_on()}")
+        replace_between(PAGE, MARKERS, f"{text}\n\nThe network of the preset `{preset}` on {dataset.name}, {rounds} rounds of a "
+                                       f"quarter of a second; all of them are in `records/runtimes.json`. {measured_on()}")

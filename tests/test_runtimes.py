@@ -1,4 +1,5 @@
 """The runtimes: each trains and predicts as the base does, failures become rows, the words follow from the numbers."""
+import json
 import multiprocessing
 import os
 from dataclasses import replace
@@ -122,10 +123,13 @@ def test_the_plot_and_the_page(tmp_path, monkeypatch, noise):
                made_up(BASE, [300.0], work="inference"), made_up("torch.compile", [], work="inference", failed="no")]
     monkeypatch.setattr(runtimes_page, "measure", lambda *_: results)
     monkeypatch.setattr(runtimes_page, "PAGE", tmp_path / "runtimes.md")
+    monkeypatch.setattr(runtimes_page, "RECORD", tmp_path / "runtimes.json")
     (tmp_path / "runtimes.md").write_text("\n".join(runtimes_page.MARKERS))
     runtimes_page.show("sprint", noise, ["cpu"], 64, 2, quick=False, docs=True)
     assert (tmp_path / "runtimes.png").stat().st_size > 5000
     assert "### Inference on cpu" in (tmp_path / "runtimes.md").read_text()
+    record = json.loads((tmp_path / "runtimes.json").read_text())
+    assert [result["images_per_second"] for result in record["results"]] == [r.images_per_second for r in results]
 
 
 def test_the_shipped_page_has_every_runtime():
@@ -135,7 +139,8 @@ def test_the_shipped_page_has_every_runtime():
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--preset", "none"], ["unknown preset 'none'"]), (["--rounds", "0"], ["--rounds"]), (["--dataset", "cifar11"], ["cifar10"]),
+    (["--preset", "none"], ["unknown preset 'none'"]), (["--rounds", "0"], ["--rounds"]),
+    (["--quick", "--docs"], ["--quick", "--docs"]), (["--dataset", "cifar11"], ["cifar10"]),
     (["--quick", "--dataset", "digits", "--batch-size", "5000"], ["--batch-size", "test images"]),
 ])
 def test_bad_usage(arguments, words, capsys):
