@@ -24,7 +24,7 @@ import dataclasses  # noqa: E402
 import io  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any, Union  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union  # noqa: E402
 
 import tyro  # noqa: E402
 
@@ -58,6 +58,8 @@ class Sprint:
     """Test accuracy to exceed, above 0 and below 1; default: the preset's."""
     threads: int = 0
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    conv: Literal["torch", "by-hand"] = "torch"
+    """Whose convolution computes the network: torch's, or lab/conv2d.py's, which is slower and equal but for rounding."""
     json: Path | None = None
     """Write the record of the run or runs here."""
     report: bool = False
@@ -80,10 +82,11 @@ class Sprint:
         dataset = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
         if self.seeds > 1:
             record = sprint.run_seeds(dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads,
-                                      self.json)
+                                      self.json, self.conv)
             return 3 if record["misses"] else 0
         set_threads(self.threads)
-        run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target)
+        run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target,
+                                      network_class(self.conv))
         if self.json:
             run["process_seconds"] = time.perf_counter() - STARTED
             write_json(self.json, sprint.make_record(dataset, self.preset, target, [run]))
@@ -113,10 +116,14 @@ class Train:
     """Write a page with curves, confusion matrix and mistakes there."""
     threads: int = 0
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    conv: Literal["torch", "by-hand"] = "torch"
+    """As for sprint."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
         preset = get_preset(self.preset)
+        if self.conv == "by-hand" and self.config.compile:
+            raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
         import distributed
         from utils import resolve_device
 
@@ -127,7 +134,6 @@ class Train:
     def _train(self, preset: Preset) -> int:
         import data
         import distributed
-        from model import Net
         from training import Trainer
         from utils import (
             PRECISIONS,
@@ -147,7 +153,7 @@ class Train:
                                 self.config.image_size)
         out = self.out or ROOT / "runs" / f"{self.preset}-{dataset.file_name}"
         seed_everything(self.config.seed)
-        model = Net(dataset.num_channels, dataset.num_classes, **preset.net)
+        model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **preset.net)
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         trainer = Trainer(model, dataset, self.config, out, card={
             "preset": self.preset, "net": preset.net, "parameters": count_parameters(model),
@@ -274,6 +280,17 @@ def set_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def network_class(conv: str) -> type:
+    """`Net`, or where `conv` is by-hand the one of lab/conv2d.py."""
+    if conv == "by-hand":
+        from lab.conv2d import ByHandNet
+
+        return ByHandNet
+    from model import Net
+
+    return Net
 
 
 def write_report(folder: Path, title: str, trainer: "Trainer") -> None:

@@ -127,7 +127,7 @@ class WhiteningConv2d(nn.Conv2d):
         self.weight[: 2 * count].copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x), inplace=True)
+        return F.relu(self._conv_forward(x, self.weight, self.bias), inplace=True)
 
 
 def _layer(in_channels: int, out_channels: int, kind: str, norm_momentum: float) -> nn.Module:

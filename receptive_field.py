@@ -56,12 +56,12 @@ class _UnknownReach(Exception):
 
 def _by_arithmetic(trace: Trace, unit: Op) -> float | None:
     try:
-        return min(_extent(trace, unit, axis) for axis in (0, 1))
+        return min(extent(trace, unit, axis) for axis in (0, 1))
     except _UnknownReach:
         return None
 
 
-def _extent(trace: Trace, unit: Op, axis: int) -> float:
+def extent(trace: Trace, unit: Op, axis: int) -> float:
     """Rows (axis 0) or columns (axis 1) of the image that the central unit sees, on an image without borders."""
     centre = unit.shape[2 + axis] // 2
     seen: dict[Op, tuple[float, float]] = {unit: (centre, centre)}

@@ -30,8 +30,11 @@ from utils import (
 )
 
 
-def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: float) -> tuple[dict[str, Any], Trainer]:
+def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: float,
+             network: type[Net] = Net) -> tuple[dict[str, Any], Trainer]:
     """One sprint of a preset in this process: prints the summary and the result and keeps the weights under weights/.
+
+    `network` is the class that computes it.
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
@@ -39,7 +42,7 @@ def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: fl
     preset = get_preset(preset_name)
     config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
     seed_everything(seed)
-    model = Net(dataset.num_channels, dataset.num_classes, **preset.net)
+    model = network(dataset.num_channels, dataset.num_classes, **preset.net)
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     parameters = count_parameters(model)
     trainer = Trainer(model, dataset, config, card={"preset": preset_name, "net": preset.net, "parameters": parameters})
@@ -59,7 +62,7 @@ def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: fl
 
 
 def run_seeds(dataset: str, data_dir: Path, preset: str, first_seed: int, seeds: int, target: float, threads: int,
-              record_path: Path | None) -> dict[str, Any]:
+              record_path: Path | None, conv: str = "torch") -> dict[str, Any]:
     """`seeds` sprints over consecutive seeds, each in a fresh process; the record is written after every one.
 
     Raises InputError where a run fails for another reason than a missed target.
@@ -69,7 +72,7 @@ def run_seeds(dataset: str, data_dir: Path, preset: str, first_seed: int, seeds:
         for seed in range(first_seed, first_seed + seeds):
             path = Path(folder) / f"{seed}.json"
             arguments = ["sprint", "--preset", preset, "--dataset", dataset, "--data-dir", str(data_dir), "--seed", str(seed),
-                         "--target", str(target), "--threads", str(threads), "--json", str(path)]
+                         "--target", str(target), "--threads", str(threads), "--json", str(path), "--conv", conv]
             started = time.perf_counter()
             child = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], stdout=subprocess.DEVNULL)
             process_seconds = time.perf_counter() - started

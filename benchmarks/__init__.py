@@ -1,6 +1,7 @@
 """What the numbers of the README come from: each script runs alone and writes its record."""
 from __future__ import annotations
 
+import datetime
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import tyro
 
 from config import InputError
-from utils import write_atomically
+from utils import command_line, hardware, versions, write_atomically
 
 
 def replace_between(path: Path, markers: tuple[str, str], text: str) -> None:
@@ -20,6 +21,13 @@ def replace_between(path: Path, markers: tuple[str, str], text: str) -> None:
     if found != 1:
         raise InputError(f"{path} must have {start} and {end} once, for the table to stand between")
     write_atomically(path, replaced.encode())
+
+
+def measured_on() -> str:
+    """What a page says under its numbers: date, machine, torch, and the command that is running."""
+    machine = hardware()
+    return (f"{datetime.date.today()}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+            f"{versions()['torch']}: `{command_line()}`.")
 
 
 def run_command(benchmark: type[Any], description: str | None) -> int:

@@ -1,170 +1,23 @@
 """Convolution by hand: windows by strides and one matrix product, with a backward pass of its own.
 
 `conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python main.py lab conv2d`
-shows the difference on the homework's case and the cost on the shapes of the presets' networks.
+shows the difference on the homework's case and the cost on the shapes of the presets' networks; `--conv by-hand` trains with it.
 """
 from __future__ import annotations
 
 import math
 import operator
-import time
-from collections.abc import Iterator, Sequence
-from itertools import islice, product
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
 
-Pair = tuple[int, int]
-
-_CACHE_BYTES = 2**24  # of the last-level cache, for the windows of a part of a batch
-
-
-class _Geometry(NamedTuple):
-    """Which pixels of the input each pixel of the output sees."""
-
-    size: Pair  # of the input
-    kernel: Pair
-    stride: Pair
-    padding: tuple[int, int, int, int]  # zeros on the left, on the right, above and below: the order of F.pad
-    dilation: Pair
-    groups: int
-
-    @property
-    def padded_size(self) -> Pair:
-        left, right, top, bottom = self.padding
-        return self.size[0] + top + bottom, self.size[1] + left + right
-
-    @property
-    def output_size(self) -> Pair:
-        height, width = ((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation
-                         in zip(self.padded_size, self.kernel, self.stride, self.dilation, strict=True))
-        return height, width
-
-
-def _windows(padded: Tensor, geometry: _Geometry) -> Tensor:
-    """What each output pixel sees of `padded` (N, C, H, W): a view (N, H_out, W_out, kernel height, kernel width, C)."""
-    along_n, along_c, *along = padded.stride()
-    between_windows = [stride * step for stride, step in zip(geometry.stride, along, strict=True)]
-    within_a_window = [dilation * step for dilation, step in zip(geometry.dilation, along, strict=True)]
-    return padded.as_strided((len(padded), *geometry.output_size, *geometry.kernel, padded.shape[1]),
-                             (along_n, *between_windows, *within_a_window, along_c))
-
-
-def _padded_windows(x: Tensor, geometry: _Geometry) -> Tensor:
-    # Channels last in memory, so that a copy of the windows moves runs of neighbours.
-    x = x.contiguous(memory_format=torch.channels_last)
-    return _windows(F.pad(x, geometry.padding) if any(geometry.padding) else x, geometry)
-
-
-def _split(x: Tensor, dim: int, groups: int) -> Tensor:
-    return x.unflatten(dim, (groups, x.shape[dim] // groups))
-
-
-def _window_rows(x: Tensor, geometry: _Geometry) -> Tensor:
-    """(N, C, H, W) -> the windows as rows: (groups, N * H_out * W_out, kernel height * kernel width * C / groups)."""
-    windows = _split(_padded_windows(x, geometry), 5, geometry.groups)
-    return windows.permute(5, 0, 1, 2, 3, 4, 6).flatten(4).flatten(1, 3)
-
-
-def _pixel_rows(y: Tensor, groups: int) -> Tensor:
-    """(N, C, H, W) -> (groups, N * H * W, C / groups)."""
-    return _split(y.permute(0, 2, 3, 1), 3, groups).permute(3, 0, 1, 2, 4).flatten(1, 3)
-
-
-def _from_pixel_rows(rows: Tensor, size: Pair) -> Tensor:
-    """(groups, N * H * W, C / groups) -> (N, H, W, C)."""
-    groups, pixels, _ = rows.shape
-    return rows.unflatten(1, (pixels // math.prod(size), *size)).permute(1, 2, 3, 0, 4).flatten(3)
-
-
-def _taps(windows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Each position in the kernel and the pixels (N, H_out, W_out, C) there, a view."""
-    for i, j in product(range(windows.shape[3]), range(windows.shape[4])):
-        yield i, j, windows[:, :, :, i, j]
-
-
-def _depthwise_filters(weight: Tensor, width: int) -> Tensor:
-    """(C, 1, kernel height, kernel width) -> (kernel height, kernel width, `width`, C), to multiply whole rows of pixels with."""
-    filters = weight[:, 0].permute(1, 2, 0)[:, :, None].to(_wide(weight.dtype))
-    return filters.expand(-1, -1, width, -1).contiguous()  # a copy for each pixel of a row: longer runs without a broadcast
-
-
-def _is_depthwise(channels: int, weight_shape: Sequence[int], groups: int) -> bool:
-    return groups == channels == weight_shape[0] > 1
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to add up many numbers of `dtype` in."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _in_parts(geometry: _Geometry, channels: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in parts of so many images that their windows, if copied, fit into the cache."""
-    window_bytes = tensors[0].element_size() * channels * math.prod((*geometry.output_size, *geometry.kernel))
-    images = max(1, _CACHE_BYTES // max(1, window_bytes))
-    return zip(*(tensor.split(images) for tensor in tensors), strict=True)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _in_the_format_of(result: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`result`, channels last in memory where a or b is and contiguous otherwise, as torch's convolutions return it."""
-    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (a, b))
-    return result.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _correlate(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """y of the derivation in `_Convolution`."""
-    groups = geometry.groups
-    if _is_depthwise(x.shape[1], weight.shape, groups):  # a product with one column a group is slow
-        windows = _padded_windows(x.to(_wide(x.dtype)), geometry)
-        filters = _depthwise_filters(weight, geometry.output_size[1])
-        y = windows[:, :, :, 0, 0] * filters[0, 0]
-        for i, j, pixels in islice(_taps(windows), 1, None):
-            y.addcmul_(pixels, filters[i, j])
-        y = y.to(x.dtype)
-    else:
-        columns = _split(weight, 0, groups).permute(0, 3, 4, 2, 1).flatten(1, 3)
-        y = _from_pixel_rows(_window_rows(x, geometry) @ columns, geometry.output_size)
-    return _in_the_format_of(y.permute(0, 3, 1, 2), x, weight)
-
-
-def _gradient_of_input(grad: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """dL/dx of the derivation in `_Convolution`: what each tap of the kernel gives is added to the pixels the tap has seen."""
-    groups, (height, width) = geometry.groups, geometry.padded_size
-    channels = weight.shape[1] * groups
-    result = grad.new_zeros(len(grad), height, width, channels, dtype=_wide(grad.dtype)).permute(0, 3, 1, 2)
-    windows = _windows(result, geometry)
-    if _is_depthwise(channels, weight.shape, groups):
-        grad_pixels = grad.to(result.dtype).permute(0, 2, 3, 1).contiguous()
-        filters = _depthwise_filters(weight, geometry.output_size[1])
-        for i, j, pixels in _taps(windows):
-            pixels.addcmul_(grad_pixels, filters[i, j])
-    else:
-        rows, filters = _pixel_rows(grad, groups), _split(weight, 0, groups)
-        for i, j, pixels in _taps(windows):
-            pixels += _from_pixel_rows(rows @ filters[..., i, j], geometry.output_size)
-    left, _, top, _ = geometry.padding
-    result = result[:, :, top:top + geometry.size[0], left:left + geometry.size[1]]
-    return _in_the_format_of(result.to(grad.dtype), grad, weight)
-
-
-def _gradient_of_weight(grad: Tensor, x: Tensor, geometry: _Geometry) -> Tensor:
-    """dL/dw of the derivation in `_Convolution`."""
-    groups, kernel = geometry.groups, geometry.kernel
-    if _is_depthwise(x.shape[1], grad.shape[1:], groups):
-        windows = _padded_windows(x.to(_wide(x.dtype)), geometry)
-        grad_pixels = grad.to(windows.dtype).permute(0, 2, 3, 1).contiguous()
-        products = torch.empty_like(grad_pixels)  # one for all: memory that is new every time costs more than the products
-        taps = [torch.mul(pixels, grad_pixels, out=products).sum((0, 1, 2)) for _, _, pixels in _taps(windows)]
-        return torch.stack(taps, 1).view(x.shape[1], 1, *kernel).to(grad.dtype)
-    result = _window_rows(x, geometry).mT @ _pixel_rows(grad, groups)
-    return result.unflatten(1, (*kernel, x.shape[1] // groups)).permute(0, 4, 3, 1, 2).flatten(0, 1)
+from lab.conv2d_sums import Geometry, Pair, correlate, gradient_of_input, gradient_of_weight, in_parts, joined
+from model import Net
 
 
 class _Convolution(Function):
@@ -194,10 +47,10 @@ class _Convolution(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
-        y = _joined([_correlate(part, weight, geometry) for part, in _in_parts(geometry, x.shape[1], x)])
+        y = joined([correlate(part, weight, geometry) for part, in in_parts(geometry, x.shape[1], x)])
         return y if bias is None else y.add_(bias[:, None, None])
 
     @staticmethod
@@ -214,11 +67,11 @@ class _InputGradient(Function):
     """dL/dx of (dL/dy, w); the derivation is in `_Convolution`."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
         channels = weight.shape[1] * geometry.groups
-        return _joined([_gradient_of_input(part, weight, geometry) for part, in _in_parts(geometry, channels, grad)])
+        return joined([gradient_of_input(part, weight, geometry) for part, in in_parts(geometry, channels, grad)])
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,10 +85,10 @@ class _WeightGradient(Function):
     """dL/dw of (dL/dy, x); the derivation is in `_Convolution`."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, x)
         ctx.geometry = geometry
-        parts = [_gradient_of_weight(*part, geometry) for part in _in_parts(geometry, x.shape[1], grad, x)]
+        parts = [gradient_of_weight(*part, geometry) for part in in_parts(geometry, x.shape[1], grad, x)]
         return torch.stack(parts).sum(0)
 
     @staticmethod
@@ -316,12 +169,12 @@ def conv2d(
     else:
         _demand(not isinstance(padding, str), f"padding must be numbers, 'same' or 'valid', not '{padding}'")
         padding = (padding[1], padding[1], padding[0], padding[0])
-    geometry = _Geometry(tuple(input.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation, groups)
+    geometry = Geometry(tuple(input.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation, groups)
     _demand_that_it_fits(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry)
 
 
-def _demand_that_it_fits(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> None:
+def _demand_that_it_fits(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     """RuntimeError unless shapes, dtypes and geometry are of one convolution."""
     groups, count = geometry.groups, len(weight)
     _demand(groups > 0, f"groups must be at least 1, not {groups}")
@@ -412,78 +265,30 @@ class Conv2d(nn.Module):
                 f"padding_mode={self.padding_mode}")
 
 
+class ByHand(TorchFunctionMode):
+    """While it is active, whatever calls torch's conv2d gets ours: ``with ByHand(): logits = network(images)``.
+
+    So any network is computed by hand, its modules and their weights untouched. Backward needs no such mode.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (conv2d if func is F.conv2d else func)(*args, **(kwargs or {}))
+
+
+class ByHandNet(Net):
+    """`Net` with its convolutions by `conv2d`: weights and checkpoints of one fit the other.
+
+    Not touched are the residual 1x1 layers, which `Net` itself computes as a matrix product.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ByHand():
+            return super().forward(x)
+
+
 def demonstrate() -> float:
     """The largest difference to torch's convolution in the homework's case: input (1, 3, 10, 12), weight (2, 3, 4, 5), fp32."""
     generator = torch.Generator().manual_seed(0)
     inp, w = torch.randn(1, 3, 10, 12, generator=generator), torch.randn(2, 3, 4, 5, generator=generator)
     out = conv2d(inp, w)
     return (F.conv2d(inp, w) - out).abs().max().item()
-
-
-class Cost(NamedTuple):
-    """What forward and backward of one convolution of the presets' networks take, in milliseconds."""
-
-    shape: str
-    presets: str  # whose networks have it
-    torch_ms: float
-    own_ms: float
-
-    @property
-    def ratio(self) -> float:
-        return self.own_ms / self.torch_ms
-
-
-def _convolutions_of_the_presets() -> dict[tuple, list[str]]:
-    """(in, out, kernel, stride, padding, dilation, groups, (H, W) of the input) -> presets, for 32x32 RGB images."""
-    from config import PRESETS
-    from model import Net
-
-    found: dict[tuple, list[str]] = {}
-    for name, preset in PRESETS.items():
-        def note(module: nn.Conv2d, inputs: tuple[Tensor], name: str = name) -> None:
-            key = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation,
-                   module.groups, tuple(inputs[0].shape[2:]))
-            if name not in found.setdefault(key, []):
-                found[key].append(name)
-
-        net = Net(3, 10, **preset.net)
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(note)
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, 32, 32))
-    return found
-
-
-def costs(batch_size: int = 128, repeats: int = 5) -> list[Cost]:
-    """The cost of each convolution in the presets' networks against torch's, fp32, channels last in memory, as in training.
-
-    Forward and backward to weight and input, the stem's to the weight alone: images need no gradient. Each time is the least of
-    `repeats`, torch's and ours in turn, after a run that is not counted.
-    """
-    def run(convolve: Any, x: Tensor, weight: Tensor, *arguments: Any) -> float:
-        start = time.perf_counter()
-        y = convolve(x, weight, None, *arguments)
-        torch.autograd.grad(y, [t for t in (x, weight) if t.requires_grad], y.detach())
-        return 1000 * (time.perf_counter() - start)
-
-    rows = []
-    for (c_in, c_out, kernel, stride, padding, dilation, groups, size), presets in _convolutions_of_the_presets().items():
-        x, weight = (torch.randn(*shape).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
-                     for shape, needs_grad in (((batch_size, c_in, *size), c_in != 3),
-                                               ((c_out, c_in // groups, *kernel), True)))
-        times = [[run(convolve, x, weight, stride, padding, dilation, groups) for convolve in (F.conv2d, conv2d)]
-                 for _ in range(1 + repeats)]
-        shape = f"{c_in}->{c_out} {kernel[0]}x{kernel[1]} at {size[0]}x{size[1]}"
-        shape += "".join(f", {name} {value}" for name, value in (("stride", stride[0]), ("padding", padding[0]),
-                                                                  ("dilation", dilation[0]), ("groups", groups)) if value > 1)
-        rows.append(Cost(shape, ", ".join(presets), *map(min, zip(*times[1:], strict=True))))
-    return rows
-
-
-def show(repeats: int) -> None:
-    """Print both, the costs by the least of `repeats` runs."""
-    print(f"largest difference to F.conv2d, input 1x3x10x12, weight 2x3x4x5: {demonstrate():.1e}\n")
-    print(f"{'forward and backward, batch of 128':<44}{'torch':>9}{'own':>9}{'own/torch':>11}")
-    for row in costs(repeats=repeats):
-        print(f"{row.shape:<44}{row.torch_ms:>6.2f} ms{row.own_ms:>6.2f} ms{row.ratio:>11.1f}")

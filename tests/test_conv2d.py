@@ -1,8 +1,6 @@
 """The convolution by hand: torch's values, gradients, defaults and errors."""
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conftest import ROOT
-from lab import conv2d as lab
-from lab.conv2d import Conv2d, conv2d
+import data
+import main
+from config import PRESETS
+from conftest import DATA, assert_refused, needs_cifar10, run_main
+from constraints import check
+from inference import TrainedNetwork
+from lab import commands as lab_commands
+from lab import conv2d_cost, conv2d_sums
+from lab.conv2d import ByHandNet, Conv2d, conv2d
+from model import Net
+from training import Trainer
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -198,7 +204,7 @@ def test_autocast_computes_in_its_dtype_as_torchs_does():
 
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_batches_that_are_taken_in_parts(groups: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lab, "_CACHE_BYTES", 30_000)  # three images of the seven
+    monkeypatch.setattr(conv2d_sums, "_CACHE_BYTES", 30_000)  # three images of the seven
     inputs = [torch.randn(shape, requires_grad=True) for shape in ((7, 6, 7, 7), (6, 6 // groups, 3, 3), (6,))]
     ours, theirs = ([y, *torch.autograd.grad(y.square().sum(), inputs)]
                     for y in (convolve(*inputs, groups=groups) for convolve in (conv2d, F.conv2d)))
@@ -217,29 +223,87 @@ def test_no_input_channels_give_the_bias():
     assert torch.equal(y, bias[None, :, None, None].expand(2, 3, 3, 3))
 
 
-def test_the_network_trains_the_same_step_with_it(monkeypatch: pytest.MonkeyPatch):
-    from model import Net
+def test_the_network_computes_and_trains_the_same_by_hand():
+    torch.manual_seed(0)
+    theirs, images = Net(3, 10).train(), torch.randn(8, 3, 32, 32)
+    ours = ByHandNet(3, 10)
+    for parameter in theirs.parameters():  # residual layers that start at zero would hide the others
+        nn.init.normal_(parameter, std=0.1)
+    ours.load_state_dict(theirs.state_dict())
+    assert_close(ours(images), theirs(images), 1e-5)
+    gradients = []
+    for net in (ours, theirs):
+        net(images).logsumexp(1).sum().backward()
+        gradients.append([p.grad for p in net.parameters() if p.requires_grad])
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, 1e-4)  # through a dozen layers
+    assert_close(ours.eval()(images), theirs.eval()(images), 1e-5)
 
-    net, x = Net(3, 10), torch.randn(4, 3, 32, 32)
-    results = []
-    for convolve in (F.conv2d, conv2d):
-        monkeypatch.setattr(F, "conv2d", convolve)
-        net.zero_grad()
-        net(x).logsumexp(1).sum().backward()
-        results.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
-    for ours, theirs in zip(*reversed(results), strict=True):
-        assert_close(ours, theirs, 1e-4)  # through a dozen layers
+
+def test_the_network_by_hand_does_not_call_torchs_convolution():
+    net = ByHandNet(3, 10, **PRESETS["accurate"].net)
+    with torch.profiler.profile() as profile:
+        net(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert not [event.name for event in profile.events() if "conv" in event.name.lower() and event.name.startswith("aten::")]
+
+
+def test_the_network_by_hand_meets_the_constraints():
+    assert all(constraint.passed for constraint in check(ByHandNet(3, 10)))
+
+
+@needs_cifar10
+def test_a_sprint_by_hand_reaches_55_percent(tmp_path):
+    dataset = data.load("cifar10", DATA)
+    preset = PRESETS["sprint"]
+    torch.manual_seed(0)
+    trainer = Trainer(ByHandNet(3, 10, **preset.net), dataset, preset.train, tmp_path, card={"net": preset.net})
+    history = trainer.fit()
+    assert history.reached
+    assert history.test_accuracy > 0.55
+    network = TrainedNetwork.load(tmp_path / "checkpoint.pt", torch.device("cpu"))  # as torch's network
+    _, accuracy = network.evaluate(dataset)
+    assert accuracy == pytest.approx(history.test_accuracy, abs=0.005)
+
+
+def test_train_by_hand_on_the_command_line(shapes_npz, tmp_path):
+    arguments = ["train", "--conv", "by-hand", "--dataset", f"npz:{shapes_npz}", "--epochs", 0.2, "--augment", 0,
+                 "--val-images", 100, "--out", tmp_path]
+    result = run_main(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert run_main("evaluate", "--weights", tmp_path / "model.safetensors").stdout.startswith("accuracy")
+    assert_refused(run_main(*arguments, "--compile"), "--conv by-hand", "compile")
+    assert_refused(run_main("train", "--conv", "own"), "by-hand")
 
 
 def test_the_costs_are_of_all_shapes_of_the_presets():
-    rows = lab.costs(batch_size=2, repeats=1)
+    rows = conv2d_cost.costs(batch_size=2, repeats=1)
     assert len({row.shape for row in rows if row.torch_ms > 0 and row.own_ms > 0}) > 20
     for word in ("stride 2", "dilation 2", "groups 96", "1x1"):
         assert any(word in row.shape for row in rows), word
     assert {"sprint", "teacher", "accurate"} <= {name for row in rows for name in row.presets.split(", ")}
 
 
-def test_the_homeworks_case_is_printed():
-    code = "from lab import conv2d; conv2d.costs = lambda: []; conv2d.main()"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    assert float(printed.splitlines()[0].rsplit(maxsplit=1)[1]) < 1e-5
+def test_the_page_has_the_costs(tmp_path, monkeypatch, capsys):
+    made = [conv2d_cost.Cost("3->8 3x3 at 4x4", "sprint", 1.0, 3.0), conv2d_cost.Cost("the whole network", "sprint", 2.0, 3.0)]
+    monkeypatch.setattr(conv2d_cost, "costs", lambda **_: made[:1])
+    monkeypatch.setattr(conv2d_cost, "network_costs", lambda **_: made[1:])
+    monkeypatch.setattr(conv2d_cost, "PAGE", tmp_path / "conv2d.md")
+    (tmp_path / "conv2d.md").write_text("before\n" + "\n".join(conv2d_cost.MARKERS) + "\nafter\n")
+    assert main.main(["lab", "conv2d", "--docs"]) == 0
+    page, printed = (tmp_path / "conv2d.md").read_text(), capsys.readouterr().out
+    assert float(printed.splitlines()[0].rsplit(maxsplit=1)[1]) < 1e-5  # the homework's case
+    for text in (page, printed):
+        assert "| 3->8 3x3 at 4x4 | sprint | 1.00 ms | 3.00 ms | 3.0 |" in text
+        assert "3.0 to 3.0 times as long as torch's (the worst: 3->8 3x3 at 4x4), the whole network 1.5 times" in text
+    assert page.startswith("before")
+    assert page.endswith("after\n")
+
+
+def test_the_lab_lists_its_commands():
+    overview = run_main("lab")
+    assert overview.returncode == 0
+    for command in lab_commands.COMMANDS:
+        assert command in overview.stdout
+        assert run_main("lab", command, "--help").returncode == 0
+    assert_refused(run_main("lab", "conv3d"), "unknown command 'conv3d'", "conv2d")
+    assert_refused(run_main("lab", "conv2d", "--slow"), "--slow")
