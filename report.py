@@ -211,6 +211,15 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
+def pixels(figure: Figure) -> np.ndarray:
+    """`figure` as (H, W, 3) uint8, RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
 def _run_figure(title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray,
                 classes: Sequence[str]) -> Figure:
     """Curves, confusion matrix and mistakes side by side."""
