@@ -32,6 +32,8 @@ import commands  # noqa: E402
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset  # noqa: E402
 
 if TYPE_CHECKING:
+    import torch
+
     from training import Trainer
 
 ROOT = Path(__file__).resolve().parent
@@ -180,7 +182,7 @@ class Train:
         print(f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
               f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}")
         if self.report:
-            write_report(out, f"Training of {self.preset}", trainer)
+            write_report(out, f"Training of {self.preset}", trainer, PRECISIONS[precision])
         return 0
 
 
@@ -239,8 +241,8 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def write_report(folder: Path, title: str, trainer: "Trainer") -> None:
-    """Write the page of a finished training to `folder` and say where it is."""
+def write_report(folder: Path, title: str, trainer: "Trainer", precision: "torch.dtype | None" = None) -> None:
+    """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
     import report
     from constraints import check
     from utils import command_line, hardware, versions
@@ -248,7 +250,7 @@ def write_report(folder: Path, title: str, trainer: "Trainer") -> None:
     dataset = trainer.dataset
     page = report.write_report(
         folder, title=f"{title} on {dataset.name}", command=command_line(), history=trainer.history, test=dataset.test,
-        logits=trainer.predict(dataset.test), card=trainer.card, config=dataclasses.asdict(trainer.config),
+        logits=trainer.predict(dataset.test, precision), card=trainer.card, config=dataclasses.asdict(trainer.config),
         constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
         environment={**hardware(), **versions()})
     print(f"report in {page}")

@@ -25,12 +25,12 @@ def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[
     changes = []
     try:
         with Image.open(path) as file:
-            size = file.size
+            size, file_mode = file.size, file.mode
             if getattr(file, "is_animated", False):
                 changes.append("took the first frame of several")
-            file.draft(mode, (2 * width, 2 * height))  # a large JPEG file is decoded at a half to an eighth of its size
             if file.mode.startswith("I") or any(";16" in str(tile) for tile in file.tile):
                 changes.append("scaled from 16 bits to 8")
+            file.draft(mode, (2 * width, 2 * height))  # a large JPEG file is decoded at a half to an eighth of its size
             image = ImageOps.exif_transpose(file)  # reads all of it: a truncated file fails here
             if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 changes.append("turned upright by its EXIF data")
@@ -40,8 +40,8 @@ def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = _on_white(image, changes)
-            if file.mode != mode:
-                changes.append(f"converted from {file.mode} to {mode}")
+            if file_mode != mode:
+                changes.append(f"converted from {file_mode} to {mode}")
             image = image.convert(mode)
     except Exception as error:  # decoders meet damaged files with exceptions of any kind
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
