@@ -205,8 +205,8 @@ def test_other_modes(tmp_path, name, mode, words):
 def test_what_is_transparent_becomes_white(tmp_path):
     picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))  # invisible black, which dropping alpha would show
     picture.paste((200, 0, 0, 255), (0, 0, 32, 16))
-    for name, image in (("alpha.png", picture), ("palette.gif", picture.convert("P"))):
-        image.save(tmp_path / name)
+    for name in ("alpha.png", "palette.gif"):
+        picture.save(tmp_path / name)
         pixels, changes = read_image(tmp_path / name, 3, 32, 32)
         assert (pixels[20:] == 255).all() and abs(int(pixels[5, 5, 0]) - 200) < 9 and pixels[5, 5, 1] < 9
         assert "laid on white where it is transparent" in changes

@@ -36,9 +36,9 @@ def points(log: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
     """61 steps of 64 images, a look every 20, a checkpoint every 7."""
-    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--steps", 61, "--batch-size", 64, "--val-images", 100, "--eval-every",
-                 20, "--checkpoint-every", 7, "--augment", 0.5, "--workers", 0, "--images-per-draw", 32, "--threads", 1, "--out", out,
-                 "--tensorboard", *more]
+    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--steps", 61, "--batch-size", 64, "--val-images", 100, "--threads", 1,
+                 "--eval-every", 20, "--checkpoint-every", 7, "--augment", 0.5, "--images-per-draw", 32, "--workers", 0,
+                 "--tensorboard", "--out", out, *more]
     return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
 
 
@@ -155,7 +155,8 @@ def test_grey_images_and_gradients_that_are_not_finite(tmp_path):
 
 def test_not_imported_without_the_flag(shapes_npz, tmp_path):
     code = ("import sys, main\n"
-            f"assert main.main(['train', '--dataset', 'npz:{shapes_npz}', '--steps', '2', '--out', {str(tmp_path)!r}]) == 0\n"
+            f"assert main.main(['train', '--dataset', 'npz:{shapes_npz}', '--steps', '2', '--val-images', '100',"
+            f" '--out', {str(tmp_path)!r}]) == 0\n"
             "print(*sorted(name for name in sys.modules if 'tensorboard' in name))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines()[-1] == "", done.stdout
