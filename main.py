@@ -1,4 +1,4 @@
-"""ConvSprint's command line: `python main.py COMMAND --help`. Without a command it sprints."""
+"""ConvSprint's command line: `python main.py COMMAND --help`. Without a command it sprints; `lab` has commands of its own."""
 import time
 
 STARTED = time.perf_counter()  # before the imports: they are part of what a user waits for
@@ -24,7 +24,7 @@ import dataclasses  # noqa: E402
 import io  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Union  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any, Union  # noqa: E402
 
 import tyro  # noqa: E402
 
@@ -256,23 +256,33 @@ def write_report(folder: Path, title: str, trainer: "Trainer", precision: "torch
     print(f"report in {page}")
 
 
-def parse(arguments: list[str]) -> object:
+def parse(arguments: list[str]) -> Any:
     """The command of `arguments`, filled in. Raises InputError, in one line, where they are wrong."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["sprint", *arguments]
-    if arguments[0] not in (*COMMANDS, "-h", "--help"):
-        raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(COMMANDS)}")
+    if arguments[0] == "lab":
+        import lab.commands
+
+        return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "main.py lab", lab.commands.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     flags = [text for argument in arguments for text in argument.split("=", 1)]
     preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] and arguments[0] == "train" else "baseline"
-    defaults = {"train": Train(preset=preset, config=get_preset(preset).train)}
-    commands = tuple(
+    return parse_one_of(COMMANDS, arguments, "main.py", __doc__, {"train": Train(preset=preset, config=get_preset(preset).train)})
+
+
+def parse_one_of(commands: dict[str, type], arguments: list[str], program: str, description: str | None,
+                 defaults: dict[str, object] | None = None) -> Any:
+    """The command among `commands` that `arguments` begin with, filled in; `defaults` of some of them may come ready-made."""
+    if arguments[0] not in (*commands, "-h", "--help"):
+        raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(commands)}")
+    defaults = defaults or {}
+    choices = tuple(
         Annotated[command, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
-        for name, command in COMMANDS.items())
+        for name, command in commands.items())
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Union[commands], args=arguments, prog="main.py", description=__doc__)  # noqa: UP007 (made at run time)
+            return tyro.cli(Union[choices], args=arguments, prog=program, description=description)  # noqa: UP007 (made at run time)
     except SystemExit as stop:
         if stop.code:  # tyro frames its complaint in a box: the lines above the first rule say what is wrong
             text = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:]]

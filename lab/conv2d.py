@@ -1,6 +1,6 @@
 """Convolution by hand: windows by strides and one matrix product, with a backward pass of its own.
 
-`conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python -m lab.conv2d`
+`conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python main.py lab conv2d`
 shows the difference on the homework's case and the cost on the shapes of the presets' networks.
 """
 from __future__ import annotations
@@ -481,12 +481,9 @@ def costs(batch_size: int = 128, repeats: int = 5) -> list[Cost]:
     return rows
 
 
-def main() -> None:
+def show(repeats: int) -> None:
+    """Print both, the costs by the least of `repeats` runs."""
     print(f"largest difference to F.conv2d, input 1x3x10x12, weight 2x3x4x5: {demonstrate():.1e}\n")
     print(f"{'forward and backward, batch of 128':<44}{'torch':>9}{'own':>9}{'own/torch':>11}")
-    for row in costs():
+    for row in costs(repeats=repeats):
         print(f"{row.shape:<44}{row.torch_ms:>6.2f} ms{row.own_ms:>6.2f} ms{row.ratio:>11.1f}")
-
-
-if __name__ == "__main__":
-    main()
