@@ -24,8 +24,8 @@ from sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratified_split
 if TYPE_CHECKING:
     from transform import BatchAugmentation
 
-__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "load", "normalise", "resolve_auto", "statistics",
-           "stratified_split"]
+__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "has_cifar10", "load", "normalise", "resolve_auto",
+           "statistics", "stratified_split"]
 
 
 def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
@@ -48,17 +48,24 @@ def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
 
 def resolve_auto(root: Path) -> str:
     """`cifar10` where it is in `root` or can be downloaded, else, with a notice on stderr, `shapes`."""
-    if all((root / "cifar-10-batches-py" / file).is_file() for file in CIFAR10_FILES):
+    if has_cifar10(root):
         return "cifar10"
+    print(f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
+          file=sys.stderr)
+    return "shapes"
+
+
+def has_cifar10(root: Path) -> bool:
+    """Whether CIFAR-10 is in `root` or can be downloaded."""
+    if all((root / "cifar-10-batches-py" / file).is_file() for file in CIFAR10_FILES):
+        return True
     import torchvision
 
     try:
         urllib.request.urlopen(urllib.request.Request(torchvision.datasets.CIFAR10.url, method="HEAD"), timeout=3).close()
     except (OSError, ValueError):
-        print(f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
-              file=sys.stderr)
-        return "shapes"
-    return "cifar10"
+        return False
+    return True
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

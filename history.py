@@ -1,8 +1,13 @@
-"""What happened in a training: plain numbers, which checkpoints and records hold."""
+"""What happened in a training: plain numbers, which checkpoints and records hold, and who is told of it meanwhile."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training import Trainer
 
 
 @dataclass
@@ -45,3 +50,29 @@ class History:
     def from_dict(cls, values: dict[str, Any]) -> History:
         """The inverse of ``dataclasses.asdict``."""
         return cls(**{**values, "evaluations": [Evaluation(**e) for e in values["evaluations"]]})
+
+
+class Observer:
+    """Is told by a Trainer what happens in `fit`. Does nothing; whoever wants to know overrides a method.
+
+    It may look at everything and must change nothing. What happened after the latest checkpoint of a run that was killed is told
+    again, the same, when that is resumed.
+    """
+
+    def started(self, trainer: Trainer) -> None:
+        """All is prepared and, in a resumed run, restored."""
+
+    def trained(self, trainer: Trainer, inputs: Tensor) -> None:
+        """A step was made on `inputs` (B, C, H, W), the normalised images; the parameters still have the gradients of it."""
+
+    def read(self, step: int, learning_rate: float, loss: float, accuracy: float) -> None:
+        """What step number `step` was made with, and loss (nats) and accuracy (0 to 1) of its batch before it.
+
+        On an accelerator this comes up to 20 steps late, since each reading waits for it.
+        """
+
+    def evaluated(self, trainer: Trainer, logits: Tensor) -> None:
+        """The history has a new evaluation; `logits` (N, num_classes), float32, are those of the held-out images."""
+
+    def saving(self) -> None:
+        """A checkpoint is about to be written."""

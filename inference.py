@@ -1,10 +1,11 @@
 """Weights and images in, predictions out; the evaluation of a network on a split."""
 from __future__ import annotations
 
+import collections
 import copy
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from config import InputError
 from data import ImageDataset, normalise
 from model import Layer, Net
 from own_images import read_image
-from utils import load_weights, resolve_precision
+from utils import hardware, load_weights, resolve_precision
+
+BATCH_SIZE = 128
+"""Image files that are predicted together, at most."""
 
 
 @torch.inference_mode()
@@ -49,6 +53,21 @@ def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]
     """Mean cross-entropy in nats, and the share of images whose largest logit is their label's (0 to 1)."""
     targets = torch.from_numpy(labels)
     return F.cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item()
+
+
+@dataclass
+class Prediction:
+    """What a network says of an image file."""
+
+    path: Path
+    image: np.ndarray | None = None
+    """(H, W, C) uint8, as it was given to the network."""
+    changes: list[str] = field(default_factory=list)
+    """What was done to the file's image to get there, in words."""
+    top: list[tuple[str, float]] = field(default_factory=list)
+    """The most probable classes with their probabilities, the best first."""
+    fault: str = ""
+    """Why there is no prediction, in one line that names the file."""
 
 
 @dataclass
@@ -91,17 +110,53 @@ class TrainedNetwork:
         precision = resolve_precision(self.card.get("precision", "fp32"), self.device)
         return loss_and_accuracy(self.logits(dataset.test.images, precision), dataset.test.labels)
 
-    def predict_files(self, paths: Sequence[Path], top: int) -> list[list[tuple[str, float]]]:
-        """For each image file its `top` most probable classes with their probabilities, the best first.
-
-        Images of another size or mode are converted, which is said on stderr. Raises InputError where one is unreadable.
-        """
-        images = []
-        for path in paths:
-            image, changes = read_image(path, self.card["num_channels"], *self.card["image_size"])
-            images.append(image)
-            if changes:
-                print(f"note: {path}: {', '.join(changes)}", file=sys.stderr)
-        best = self.logits(np.stack(images)).softmax(1).topk(min(top, len(self.card["classes"])))
-        return [[(self.card["classes"][i], p) for p, i in zip(*row, strict=True)]
+    def most_probable(self, logits: Tensor, top: int) -> list[list[tuple[str, float]]]:
+        """For each row of `logits` (N, num_classes) its `top` most probable classes with their probabilities, the best first."""
+        classes = self.card["classes"]
+        best = logits.softmax(1).topk(min(top, len(classes)))
+        return [[(classes[i], p) for p, i in zip(*row, strict=True)]
                 for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def predict_files(self, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+        """What the network says of each image file, in the order of `paths`: its `top` most probable classes, the best first.
+
+        Files are read in threads, some batches ahead of the network; however many they are, memory holds no more than those.
+        """
+        channels = self.card["num_channels"]
+        if channels not in (1, 3):
+            raise InputError(f"the weights take images of {channels} channels: image files have 1 or 3")
+        network = for_inference(self.model, self.precision)
+        for batch in _read_ahead(paths, channels, *self.card["image_size"]):
+            readable = [prediction for prediction in batch if not prediction.fault]
+            if readable:
+                images = np.stack([prediction.image for prediction in readable])
+                logits = predict_logits(network, images, self.card["mean"], self.card["std"], self.device, self.precision)
+                for prediction, best in zip(readable, self.most_probable(logits, top), strict=True):
+                    prediction.top = best
+            yield from batch
+
+
+def _read_ahead(paths: Sequence[Path], num_channels: int, height: int, width: int) -> Iterator[list[Prediction]]:
+    """The files of `paths` in batches, read and not yet predicted."""
+    cores = hardware()["cores"]
+    size = max(1, min(BATCH_SIZE, len(paths) // (2 * cores)))  # of a few large photographs, each thread gets some
+
+    def read(first: int) -> list[Prediction]:
+        return [_read(path, num_channels, height, width) for path in paths[first : first + size]]
+
+    waiting: collections.deque = collections.deque()
+    with ThreadPoolExecutor(cores) as pool:
+        for first in range(0, len(paths), size):
+            waiting.append(pool.submit(read, first))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(path: Path, num_channels: int, height: int, width: int) -> Prediction:
+    try:
+        image, changes = read_image(path, num_channels, height, width)
+    except InputError as error:
+        return Prediction(path, fault=str(error))
+    return Prediction(path, image, changes)

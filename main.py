@@ -28,9 +28,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union  # noqa: E402
 
 import tyro  # noqa: E402
 
+import commands  # noqa: E402
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset  # noqa: E402
 
 if TYPE_CHECKING:
+    import torch
+
     from training import Trainer
 
 ROOT = Path(__file__).resolve().parent
@@ -114,6 +117,8 @@ class Train:
     """Go on from the checkpoint in that folder, exactly as if the run had not stopped."""
     report: bool = False
     """Write a page with curves, confusion matrix and mistakes there."""
+    tensorboard: bool = False
+    """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ there."""
     threads: int = 0
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
     conv: Literal["torch", "by-hand"] = "torch"
@@ -155,13 +160,21 @@ class Train:
         seed_everything(self.config.seed)
         model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **preset.net)
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+        log = None
+        if self.tensorboard and distributed.is_main():
+            from tensorboard_log import TensorBoardLog
+
+            log = TensorBoardLog(out / "tensorboard")
         trainer = Trainer(model, dataset, self.config, out, card={
             "preset": self.preset, "net": preset.net, "parameters": count_parameters(model),
-            "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size)})
-        history = trainer.fit(self.resume)
+            "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size)}, observer=log)
         # In fp32 every machine finds the same accuracy; bf16 is rounded differently by different processors.
         precision = "fp32"
-        test_loss, test_accuracy = trainer.evaluate(dataset.test, PRECISIONS[precision])
+        with log or contextlib.nullcontext():
+            history = trainer.fit(self.resume)
+            test_loss, test_accuracy = trainer.evaluate(dataset.test, PRECISIONS[precision])
+            if log:
+                log.tested(trainer.step, test_loss, test_accuracy)
         if not distributed.is_main():
             return 0
         last = history.evaluations[-1]
@@ -175,55 +188,7 @@ class Train:
         print(f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
               f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}")
         if self.report:
-            write_report(out, f"Training of {self.preset}", trainer)
-        return 0
-
-
-@dataclasses.dataclass
-class Evaluate:
-    """Accuracy of trained weights on a whole test split."""
-
-    weights: Path
-    """A .safetensors file or a checkpoint."""
-    dataset: str | None = None
-    """As for sprint; default: the one the weights were trained on."""
-    data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
-    device: str = "auto"
-    """auto, cpu, cuda, xpu or mps."""
-
-    def run(self) -> int:
-        import data
-        from inference import TrainedNetwork
-        from utils import resolve_device
-
-        network = TrainedNetwork.load(self.weights, resolve_device(self.device))
-        dataset = data.load(self.dataset or network.card["dataset"], self.data_dir, network.card["image_size"][0])
-        loss, accuracy = network.evaluate(dataset)
-        print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on the {len(dataset.test.labels):,} test images of {dataset.name}")
-        return 0
-
-
-@dataclasses.dataclass
-class Predict:
-    """The most probable classes of image files."""
-
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files of any size; they are brought to the network's."""
-    weights: Path
-    """A .safetensors file or a checkpoint."""
-    device: str = "auto"
-    """auto, cpu, cuda, xpu or mps."""
-
-    def run(self) -> int:
-        if not self.images:
-            raise InputError("no image named: give one or more image files")
-        from inference import TrainedNetwork
-        from utils import resolve_device
-
-        network = TrainedNetwork.load(self.weights, resolve_device(self.device))
-        for path, top in zip(self.images, network.predict_files(self.images, top=3), strict=True):
-            print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in top))
+            write_report(out, f"Training of {self.preset}", trainer, PRECISIONS[precision])
         return 0
 
 
@@ -271,7 +236,7 @@ def show(model: object, num_channels: int) -> int:
     return 0 if all(constraint.passed for constraint in constraints) else 1
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, "evaluate": Evaluate, "predict": Predict, "summary": Summary, "check": Check}
+COMMANDS = {"sprint": Sprint, "train": Train, **commands.COMMANDS, "summary": Summary, "check": Check}
 
 
 def set_threads(threads: int) -> None:
@@ -293,8 +258,8 @@ def network_class(conv: str) -> type:
     return Net
 
 
-def write_report(folder: Path, title: str, trainer: "Trainer") -> None:
-    """Write the page of a finished training to `folder` and say where it is."""
+def write_report(folder: Path, title: str, trainer: "Trainer", precision: "torch.dtype | None" = None) -> None:
+    """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
     import report
     from constraints import check
     from utils import command_line, hardware, versions
@@ -302,7 +267,7 @@ def write_report(folder: Path, title: str, trainer: "Trainer") -> None:
     dataset = trainer.dataset
     page = report.write_report(
         folder, title=f"{title} on {dataset.name}", command=command_line(), history=trainer.history, test=dataset.test,
-        logits=trainer.predict(dataset.test), card=trainer.card, config=dataclasses.asdict(trainer.config),
+        logits=trainer.predict(dataset.test, precision), card=trainer.card, config=dataclasses.asdict(trainer.config),
         constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
         environment={**hardware(), **versions()})
     print(f"report in {page}")
@@ -351,10 +316,15 @@ def main(arguments: list[str]) -> int:
         command = parse(arguments)
         if os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(command, Train):
             raise InputError("only train runs in several processes: start the other commands without torchrun")
-        return command.run()
+        status = command.run()
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as by `| head`, which has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from config import InputError
 from sources import ImageDataset, Split, stratified_split
@@ -18,24 +18,45 @@ MIN_SIDE = 28  # pixels: the network takes no smaller images
 def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[np.ndarray, list[str]]:
     """An image file as (height, width, num_channels) uint8, RGB or grey, and in words what was changed to get there.
 
-    Another size is scaled to cover the wanted one and its middle is taken. Raises InputError where it is not readable.
+    It is turned as its EXIF data say, transparency becomes white, 16 bits become 8, of several frames the first is taken. Another
+    size is scaled to cover the wanted one and its middle is taken. Raises InputError where it is not readable.
     """
     mode = "L" if num_channels == 1 else "RGB"
     changes = []
     try:
         with Image.open(path) as file:
-            if file.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 instead of scaling
-                image = Image.fromarray((np.asarray(file).clip(0, 65535) // 257).astype(np.uint8)).convert(mode)
-            else:
-                image = file.convert(mode)  # reads all of it: a truncated file fails here
-            if file.mode != mode:
-                changes.append(f"converted from {file.mode} to {mode}")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image: {error}") from error
-    if image.size != (width, height):
-        changes.append(f"resized from {image.width}x{image.height} to {width}x{height}")
+            size, file_mode = file.size, file.mode
+            if getattr(file, "is_animated", False):
+                changes.append("took the first frame of several")
+            if file.mode.startswith("I") or any(";16" in str(tile) for tile in file.tile):
+                changes.append("scaled from 16 bits to 8")
+            file.draft(mode, (2 * width, 2 * height))  # a large JPEG file is decoded at a half to an eighth of its size
+            image = ImageOps.exif_transpose(file)  # reads all of it: a truncated file fails here
+            if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                changes.append("turned upright by its EXIF data")
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown scale: save it with 8 bits a channel")
+            if image.mode.startswith("I"):  # Pillow would cut them off at 255 instead of scaling
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+            if image.has_transparency_data:
+                image = _on_white(image, changes)
+            if file_mode != mode:
+                changes.append(f"converted from {file_mode} to {mode}")
+            image = image.convert(mode)
+    except Exception as error:  # decoders meet damaged files with exceptions of any kind
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a readable image: {reason}") from error
+    if size != (width, height):
+        changes.append(f"resized from {size[0]}x{size[1]} to {width}x{height}")
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(height, width, num_channels), changes
+
+
+def _on_white(image: Image.Image, changes: list[str]) -> Image.Image:
+    image = image.convert("RGBA")
+    if image.getextrema()[3][0] < 255:  # some pixel shows what is behind
+        changes.append("laid on white where it is transparent")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def load_folder(path: Path, side: int) -> ImageDataset:

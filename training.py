@@ -6,10 +6,7 @@ import contextlib
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,11 @@ import distributed
 from config import InputError, TrainConfig
 from data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
 from distillation import Teacher, distillation_loss
-from history import Evaluation, History
+from history import Evaluation, History, Observer
 from inference import loss_and_accuracy, predict_logits
 from utils import (
     demand_writable,
+    interrupt_flag,
     load_checkpoint,
     random_states,
     resolve_device,
@@ -63,13 +61,15 @@ class Trainer:
         config: all hyper-parameters.
         out_dir: where ``checkpoint.pt`` is kept; None writes nothing.
         card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net).
+        observer: is told what happens.
 
     Raises InputError where the configuration does not fit the data, the device or the folder.
     """
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, config: TrainConfig, out_dir: Path | None = None,
-                 card: dict[str, Any] | None = None) -> None:
+                 card: dict[str, Any] | None = None, observer: Observer | None = None) -> None:
         self.dataset, self.config = dataset, config
+        self.observer = observer or Observer()
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
@@ -104,10 +104,11 @@ class Trainer:
         self._prepare()
         if resume:
             self._restore()
+        self.observer.started(self)
         last = self.step if self.history.reached else self.total_steps
         batches = self.batches.steps([step % self.distinct_steps for step in range(self.step, last)])
         progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
-        with (progress, contextlib.closing(batches), _interrupt_flag() as interrupted,
+        with (progress, contextlib.closing(batches), interrupt_flag() as interrupted,
               distributed.watch(self._how_to_go_on)):
             waits_since = time.perf_counter()
             for inputs, targets in batches:
@@ -116,11 +117,11 @@ class Trainer:
                 progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
                 progress.update(self.config.batch_size)
                 progress.set_postfix(self._postfix(), refresh=False)
-                if self._is_due(self.config.eval_every):
+                if self.is_due(self.config.eval_every):
                     self._evaluate()
                     if self._early_exit():
                         break
-                if self.checkpoint_path and self._is_due(self.config.checkpoint_every):
+                if self.checkpoint_path and self.is_due(self.config.checkpoint_every):
                     self._save()
                 if distributed.any_interrupted(interrupted()):
                     self._stop()
@@ -143,11 +144,14 @@ class Trainer:
 
     def evaluate(self, split: Split, precision: torch.dtype | None = None) -> tuple[float, float]:
         """Mean cross-entropy in nats and accuracy (0 to 1) of the trained network on `split`; in a group, all must call it."""
+        return loss_and_accuracy(self._group_logits(split, precision), split.labels)
+
+    def _group_logits(self, split: Split, precision: torch.dtype | None = None) -> Tensor:
         mine = distributed.part(len(split.labels))
         logits = torch.zeros(len(split.labels), self.dataset.num_classes)
         if mine.start < mine.stop:
             logits[mine] = self.predict(Split(split.images[mine], split.labels[mine]), precision)
-        return loss_and_accuracy(distributed.total(logits), split.labels)
+        return distributed.total(logits)
 
     def _prepare(self) -> None:
         """All that looks at images or weights before the first step."""
@@ -193,10 +197,11 @@ class Trainer:
             self._read_losses()
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()
         if self.averaged:
             self.averaged.update_parameters(self.model)
         self.step += 1
+        self.observer.trained(self, inputs)
+        self.optimizer.zero_grad()
         if self.step < self.total_steps:
             self.scheduler.step()
 
@@ -214,6 +219,7 @@ class Trainer:
             self.running["loss"] += loss * self.config.batch_size
             self.running["correct"] += int(correct)
             self.running["images"] += self.config.batch_size
+            self.observer.read(step, rate, loss, correct / self.config.batch_size)
 
     def _loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         config = self.config
@@ -225,18 +231,21 @@ class Trainer:
             loss = torch.lerp(loss, imitation, config.teacher_weight)
         return loss
 
-    def _is_due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
+        """Whether what comes every so many steps (0: once an epoch), and at the end of a OneCycle, comes after the latest one."""
         return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
 
     def _evaluate(self) -> None:
         self._read_losses()
-        val_loss, val_accuracy = self.evaluate(self.val_split)
+        logits = self._group_logits(self.val_split)
+        val_loss, val_accuracy = loss_and_accuracy(logits, self.val_split.labels)
         images = self.running["images"]
         self.history.evaluations.append(Evaluation(
             step=self.step, epoch=self.step / self.batches.steps_per_epoch, images_seen=self.step * self.config.batch_size,
             learning_rate=self.learning_rate, train_loss=self.running["loss"] / images,
             train_accuracy=self.running["correct"] / images, val_loss=val_loss, val_accuracy=val_accuracy))
         self.history.seconds.append(self._clock())
+        self.observer.evaluated(self, logits)
         self.running = dict.fromkeys(self.running, 0)
 
     def _early_exit(self) -> bool:
@@ -286,6 +295,7 @@ class Trainer:
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise InputError(f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
                              f"try a lower max_lr{self._last_checkpoint()}")
+        self.observer.saving()
         with distributed.main_first():
             if distributed.is_main():
                 save_checkpoint(self.checkpoint_path, {
@@ -325,24 +335,3 @@ def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
                                nesterov=config.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay,
                              fused=True)
-
-
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C came; a second Ctrl-C interrupts at once, as ever."""
-    came = False
-
-    def handler(signum: int, frame: object) -> None:
-        nonlocal came
-        came = True
-        signal.signal(signal.SIGINT, previous)
-
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a job that a shell put in the background
-    if ignored or threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -30,7 +29,7 @@ def trained(shapes_npz, tmp_path_factory):
 def test_help_names_every_command_and_field():
     overview = run_main("--help")
     assert overview.returncode == 0
-    for command in ("sprint", "train", "evaluate", "predict", "summary", "check"):
+    for command in ("sprint", "train", "evaluate", "predict", "report", "summary", "check"):
         assert command in overview.stdout
         assert run_main(command, "--help").returncode == 0
     text = run_main("train", "--help").stdout
@@ -84,29 +83,6 @@ def test_evaluate_on_another_data_set(trained, shapes_npz, tmp_path):
     assert_refused(named, "other classes", "a, b, c")
 
 
-def test_predict_converts_and_says_so(trained, tmp_path):
-    grey, large = tmp_path / "grey.png", tmp_path / "large.png"
-    cv2.imwrite(str(grey), np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
-    cv2.imwrite(str(large), np.random.default_rng(1).integers(0, 255, (90, 64, 3), dtype=np.uint8))
-    result = run_main("predict", "--weights", trained[0] / "model.safetensors", grey, large)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 2
-    assert "%" in result.stdout
-    assert "converted from L to RGB" in result.stderr
-    assert "resized from 64x90 to 32x32" in result.stderr
-
-
-def test_predict_unreadable_images(trained, tmp_path):
-    weights = trained[0] / "model.safetensors"
-    text = tmp_path / "notes.png"
-    text.write_text("not an image")
-    assert_refused(run_main("predict", "--weights", weights, text), "notes.png")
-    assert_refused(run_main("predict", "--weights", weights, tmp_path / "none.png"), "none.png")
-    whole = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))[1].tobytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    assert_refused(run_main("predict", "--weights", weights, tmp_path / "cut.png"), "cut.png")
-
-
 class Evil:
     def __reduce__(self):
         return os.system, ("touch ran",)
@@ -150,7 +126,10 @@ def test_weights_of_another_architecture(trained, tmp_path):
     (["train", "--optimizer", "adam"], ["adamw"]),
     (["train", "--dataset", "digits", "--device", "tpu"], ["unknown device 'tpu'"]),
     (["evaluate"], ["--weights"]),
-    (["predict", "--weights", "x.safetensors"], ["no image"]),
+    (["predict", "--weights", "x.safetensors"], ["x.safetensors", "No such file"]),
+    (["predict", "--top", "0"], ["--top is 0"]),
+    (["predict", "x.png", "--dataset", "digits"], ["--dataset", "without images"]),
+    (["report"], ["no run named", "runs/"]),
     (["summary", "--preset", "none"], ["unknown preset"]),
     (["check", "nothing.py:Net"], ["nothing.py"]),
     (["check", "model.py:Nett"], ["Nett", "Net"]),

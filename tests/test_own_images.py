@@ -171,4 +171,98 @@ def test_sixteen_bit_grey_is_scaled(tmp_path):
     Image.fromarray(np.full((40, 40), 127 * 257, np.uint16)).save(tmp_path / "deep.png")
     image, changes = read_image(tmp_path / "deep.png", 3, 32, 32)
     assert (image == 127).all()
-    assert len(changes) == 2
+    assert changes == ["scaled from 16 bits to 8", "converted from I;16 to RGB", "resized from 40x40 to 32x32"]
+
+
+def save_mode(path: Path, mode: str, **options: object) -> Image.Image:
+    """A file with a red left half and a blue right half, in that mode; the image in RGB."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, :16, 0] = pixels[:, 16:, 2] = 255
+    image = Image.fromarray(pixels)
+    image.convert(mode).save(path, **options)
+    return image
+
+
+def test_photograph_is_turned_upright_by_its_exif_data(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the top of the scene is on the right of the stored image
+    save_mode(tmp_path / "turned.png", "RGB", exif=exif)
+    image, changes = read_image(tmp_path / "turned.png", 3, 32, 32)
+    assert changes == ["turned upright by its EXIF data"]
+    assert (image[:16] == (255, 0, 0)).all() and (image[16:] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize(("name", "mode", "words"), [
+    ("cmyk.jpg", "CMYK", ["converted from CMYK to RGB"]), ("palette.png", "P", ["converted from P to RGB"]),
+    ("opaque.png", "RGBA", ["converted from RGBA to RGB"]), ("grey.png", "L", ["converted from L to RGB"])])
+def test_other_modes(tmp_path, name, mode, words):
+    expected = np.asarray(save_mode(tmp_path / name, mode).convert(mode).convert("RGB"), int)
+    image, changes = read_image(tmp_path / name, 3, 32, 32)
+    assert changes == words
+    assert np.abs(image - expected).mean() < 6  # JPEG loses some
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))  # invisible black, which dropping alpha would show
+    picture.paste((200, 0, 0, 255), (0, 0, 32, 16))
+    for name in ("alpha.png", "palette.gif"):
+        picture.save(tmp_path / name)
+        pixels, changes = read_image(tmp_path / name, 3, 32, 32)
+        assert (pixels[20:] == 255).all() and abs(int(pixels[5, 5, 0]) - 200) < 9 and pixels[5, 5, 1] < 9
+        assert "laid on white where it is transparent" in changes
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    image, changes = read_image(tmp_path / "moving.gif", 3, 32, 32)
+    assert (image == (255, 0, 0)).all() and changes[0] == "took the first frame of several"
+
+
+def test_sixteen_bit_colour_is_said(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((32, 32, 3), (10 * 257, 20 * 257, 30 * 257), np.uint16))
+    image, changes = read_image(tmp_path / "deep.png", 3, 32, 32)
+    assert (image == (30, 20, 10)).all() and changes == ["scaled from 16 bits to 8"]
+
+
+def test_extreme_sizes(tmp_path):
+    for width, height in ((1, 1), (1, 5000), (5000, 1)):
+        Image.new("RGB", (width, height), "lime").save(tmp_path / "extreme.png")
+        image, changes = read_image(tmp_path / "extreme.png", 3, 32, 32)
+        assert (image == (0, 255, 0)).all() and changes == [f"resized from {width}x{height} to 32x32"]
+
+
+def test_large_photograph_is_read_as_it_would_be_in_full(tmp_path):
+    """JPEG files are decoded at a fraction of their size."""
+    noise = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)).resize((1500, 1000), Image.Resampling.BICUBIC)
+    noise.save(tmp_path / "photo.jpg", quality=95)
+    noise.save(tmp_path / "photo.png")
+    (small, _), (full, _) = (read_image(tmp_path / name, 3, 32, 32) for name in ("photo.jpg", "photo.png"))
+    assert np.abs(small.astype(int) - full).mean() < 3
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(RNG.random((32, 32), dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match="float.tif.*floating-point"):
+        read_image(tmp_path / "float.tif", 3, 32, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, ending):
+    path = tmp_path / f"damaged.{ending}"
+    save_mode(path, "RGB")
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, min(len(data), 300), 4):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)])
+        try:
+            assert read_image(path, 3, 32, 32)[0].shape == (32, 32, 3)
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 10

@@ -93,7 +93,7 @@ def check_out(parent: Path) -> Checkout:
     elsewhere = parent / "else where"
     root.mkdir()
     elsewhere.mkdir()
-    for name in ("run.sh", "test.sh", "setup.sh"):
+    for name in ("run.sh", "run_inference.sh", "test.sh", "setup.sh"):
         shutil.copy(ROOT / name, root)
     for version in ("1.0", "2.0"):
         write_wheel(root, "tiny", version, f"VERSION = {version}\n")
@@ -182,6 +182,13 @@ def test_test_sh_adds_its_requirements_to_those_of_run_sh(ready: Checkout) -> No
     assert ready.pip_runs() == 1
     assert ready.run("test.sh").stderr == ""
     assert ready.run("run.sh").stderr == ""
+
+
+def test_run_inference_predicts_with_what_run_sh_set_up(ready: Checkout) -> None:
+    result = ready.run("run_inference.sh", "two words.png", "--json", STATUS="1")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout == f"1.0|{ready.elsewhere}|predict|two words.png|--json\n"
+    assert not ready.pip_log.exists()
 
 
 def test_changed_requirements_are_installed(ready: Checkout) -> None:
