@@ -58,14 +58,14 @@ def write_report(folder: Path, *, title: str, command: str, history: History, te
 
     curves = png(curves_figure(history, target, accuracy))
     confusion = png(confusion_figure(test.labels, predictions, classes))
-    page = _render(
-        title=title, command=command, classes=classes, accuracy=accuracy, target=target, history=history,
+    page = render(
+        "report.html.jinja", title=title, command=command, classes=classes, accuracy=accuracy, target=target, history=history,
         num_test=len(test.labels), num_correct=int((predictions == test.labels).sum()), parameters=card.get("parameters"),
-        curves=_data_uri(curves), curves_text=_describe_curves(history), confusion=_data_uri(confusion),
+        curves=data_uri(curves), curves_text=_describe_curves(history), confusion=data_uri(confusion),
         confusion_text=_describe_confusion(test.labels, predictions, classes),
         named=len(classes) <= MAX_NAMED_CLASSES,
         per_class=per_class_scores(test.labels, predictions, len(classes)),
-        mistakes=[{"image": _data_uri(_thumbnail(test.images[i])), "index": i, "predicted": classes[predictions[i]],
+        mistakes=[{"image": data_uri(_thumbnail(test.images[i])), "index": i, "predicted": classes[predictions[i]],
                    "probability": probabilities[i].max(), "true": classes[test.labels[i]]}
                   for i in confident_mistakes(test.labels, probabilities)],
         constraints=constraints,
@@ -86,7 +86,7 @@ def curves_figure(history: History, target: float | None = None, test_accuracy: 
 
     `target` and `test_accuracy` (0 to 1) are drawn as a line and as a point where training stopped.
     """
-    figure = into or _new_figure(5.2, 6.6)
+    figure = into or new_figure(5.2, 6.6)
     figure.suptitle("Learning curves", fontsize=12, fontweight="bold")
     evaluations = history.evaluations
     if not evaluations:
@@ -135,7 +135,7 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     num_classes = len(classes)
     named = num_classes <= MAX_NAMED_CLASSES
     side = max(5.2, 0.44 * num_classes + 0.8) if named else 4.6
-    figure = into or _new_figure(max(side, 5.2), side)
+    figure = into or new_figure(max(side, 5.2), side)
     figure.suptitle("Confusion matrix", fontsize=12, fontweight="bold")
     axes = figure.subplots()
     indices = np.arange(num_classes)
@@ -169,7 +169,7 @@ def mistakes_figure(images: np.ndarray, labels: np.ndarray, probabilities: np.nd
     `images` is (N, H, W, C) uint8 with C 1 or 3, `labels` (N,) class indices, `probabilities` (N, num_classes).
     """
     rows = NUM_MISTAKES // columns
-    figure = into or _new_figure(1.6 * columns, 2.1 * rows + 0.4)
+    figure = into or new_figure(1.6 * columns, 2.1 * rows + 0.4)
     figure.suptitle("Most confident mistakes", fontsize=12, fontweight="bold")
     chosen = confident_mistakes(labels, probabilities)
     if not len(chosen):
@@ -214,7 +214,7 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
 def _run_figure(title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray,
                 classes: Sequence[str]) -> Figure:
     """Curves, confusion matrix and mistakes side by side."""
-    figure = _new_figure(16, 7)
+    figure = new_figure(16, 7)
     figure.suptitle(_short(title, 110), fontsize=14, parse_math=False)
     left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 6, 5], wspace=0.02)
     predictions = probabilities.argmax(1)
@@ -224,7 +224,7 @@ def _run_figure(title: str, history: History, target: float | None, test: Split,
     return figure
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A white figure of that size in inches."""
     from matplotlib.figure import Figure
 
@@ -264,7 +264,8 @@ def _thumbnail(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(data: bytes) -> str:
+def data_uri(data: bytes) -> str:
+    """A PNG file as an address that holds all of it."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -310,12 +311,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def _render(**values: Any) -> str:
-    """The page, every value HTML-escaped."""
+def render(template: str, **values: Any) -> str:
+    """A page from a template in the project's folder, every value HTML-escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(ROOT), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters["duration"] = _duration
     environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
-    return environment.get_template("report.html.jinja").render(values)
+    return environment.get_template(template).render(values)

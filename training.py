@@ -6,10 +6,7 @@ import contextlib
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from history import Evaluation, History
 from inference import loss_and_accuracy, predict_logits
 from utils import (
     demand_writable,
+    interrupt_flag,
     load_checkpoint,
     random_states,
     resolve_device,
@@ -41,6 +39,8 @@ from utils import (
 
 READ_EVERY = 20
 """Steps between two readings of the losses on an accelerator, which has to finish all its work for each; a CPU has anyway."""
+FLAT_EVALUATIONS = 20
+"""Evaluations in a row over which a training loss that hardly moves is flat."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -63,18 +63,21 @@ class Trainer:
         config: all hyper-parameters.
         out_dir: where ``checkpoint.pt`` is kept; None writes nothing.
         card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net).
+        val_split: the held-out images, where they are not to be cut from the training split; all of that is then trained on.
+        progress: an open bar that `fit` moves on by the images seen, for several trainings with one bar; None for one of its own.
 
     Raises InputError where the configuration does not fit the data, the device or the folder.
     """
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, config: TrainConfig, out_dir: Path | None = None,
-                 card: dict[str, Any] | None = None) -> None:
-        self.dataset, self.config = dataset, config
+                 card: dict[str, Any] | None = None, val_split: Split | None = None, progress: tqdm | None = None) -> None:
+        self.dataset, self.config, self.progress = dataset, config, progress
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
-        self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
+        self.train_split, self.val_split = (
+            (dataset.train, val_split) if val_split else stratified_split(dataset.train, config.val_images, config.seed))
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.averaged: AveragedModel | None = None
         self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
@@ -91,7 +94,8 @@ class Trainer:
         self.unread: list[tuple[int, float, Tensor]] = []  # step, learning rate, (loss, correct) still on the device
 
     def fit(self, resume: bool = False) -> History:
-        """Train until the budget is used up or `config.early_exit_accuracy` is exceeded on the whole test split.
+        """Train until the budget is used up, `config.early_exit_accuracy` is exceeded on the whole test split, or the training
+        loss is flat.
 
         With `resume`, go on from the checkpoint in the output folder as if nothing had happened: on a CPU, to bit-identical
         weights and history.
@@ -104,21 +108,24 @@ class Trainer:
         self._prepare()
         if resume:
             self._restore()
-        last = self.step if self.history.reached else self.total_steps
+        last = self.step if self.history.reached or self._is_flat() else self.total_steps
         batches = self.batches.steps([step % self.distinct_steps for step in range(self.step, last)])
-        progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
-        with (progress, contextlib.closing(batches), _interrupt_flag() as interrupted,
+        shared = self.progress is not None
+        bar = contextlib.nullcontext(self.progress) if shared else tqdm(
+            initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
+        with (bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted,
               distributed.watch(self._how_to_go_on)):
             waits_since = time.perf_counter()
             for inputs, targets in batches:
                 self.history.waiting_seconds += time.perf_counter() - waits_since
                 self._train_step(inputs, targets)
-                progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
+                if not shared:
+                    progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
                 progress.update(self.config.batch_size)
                 progress.set_postfix(self._postfix(), refresh=False)
                 if self._is_due(self.config.eval_every):
                     self._evaluate()
-                    if self._early_exit():
+                    if self._early_exit() or self._is_flat():
                         break
                 if self.checkpoint_path and self._is_due(self.config.checkpoint_every):
                     self._save()
@@ -251,6 +258,10 @@ class Trainer:
             self.history.reached = self.history.test_accuracy > target
         return self.history.reached
 
+    def _is_flat(self) -> bool:
+        losses = [evaluation.train_loss for evaluation in self.history.evaluations[-FLAT_EVALUATIONS:]]
+        return len(losses) == FLAT_EVALUATIONS and max(losses) - min(losses) < self.config.flat_loss
+
     def _clock(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
@@ -325,24 +336,3 @@ def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
                                nesterov=config.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay,
                              fused=True)
-
-
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C came; a second Ctrl-C interrupts at once, as ever."""
-    came = False
-
-    def handler(signum: int, frame: object) -> None:
-        nonlocal came
-        came = True
-        signal.signal(signal.SIGINT, previous)
-
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a job that a shell put in the background
-    if ignored or threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, previous)

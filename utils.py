@@ -10,7 +10,10 @@ import platform
 import random
 import re
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,27 @@ def versions() -> dict[str, str]:
 def command_line() -> str:
     """The command that started this process, as one would type it in the project's folder."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C came; a second Ctrl-C interrupts at once, as ever."""
+    came = False
+
+    def handler(signum: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, previous)
+
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a job that a shell put in the background
+    if ignored or threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
