@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from lab.experiments import EXPERIMENTS
+
 
 @dataclasses.dataclass
 class ByHand:
@@ -18,4 +20,4 @@ class ByHand:
         return 0
 
 
-COMMANDS = {"conv2d": ByHand}
+COMMANDS = {"conv2d": ByHand, **EXPERIMENTS}
