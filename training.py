@@ -183,9 +183,12 @@ class Trainer:
         self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
                                self.device, self.precision) if config.teacher else None
         self.optimizer = _build_optimizer(self.model, config)
-        cycles = [OneCycleLR(self.optimizer, config.max_lr, budget * 2**n, pct_start=config.pct_start, anneal_strategy="linear",
+        lengths = [budget * 2**n for n in range(config.cycles)]
+        # OneCycleLR divides by zero where the rise is a single step.
+        pct_start = config.pct_start * (1.001 if 1 in [config.pct_start * length for length in lengths] else 1)
+        cycles = [OneCycleLR(self.optimizer, config.max_lr, length, pct_start=pct_start, anneal_strategy="linear",
                              div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
-                  for n in range(config.cycles)]
+                  for length in lengths]
         self.scheduler = SequentialLR(self.optimizer, cycles, self.cycle_ends[:-1])
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:

@@ -100,9 +100,9 @@ def observations(runs: dict[str, list[Outcome]]) -> list[str]:
     seconds = {name: float(np.mean([o.history.total_seconds for o in outcomes])) for name, outcomes in runs.items()}
     names = list(runs)
     for lower, higher in zip(names, names[1:], strict=False):
-        says.append(compare(higher, accuracy[higher], lower, accuracy[lower], "test accuracy") + f" Its training takes "
-                    f"{seconds[higher] / seconds[lower]:.1f} times as long, its parameters are "
-                    f"{runs[higher][0].parameters / runs[lower][0].parameters:.2g} times as many.")
+        says.append(compare(higher, accuracy[higher], lower, accuracy[lower], "test accuracy")
+                    + f" The first takes {seconds[higher] / seconds[lower]:.1f} times as long to train and has "
+                    f"{runs[higher][0].parameters / runs[lower][0].parameters:.2g} times as many parameters.")
     best = max(names, key=lambda name: np.mean(accuracy[name]))
     says.append(f"The highest test accuracy, {percent(accuracy[best])}, is that of {best}, after {seconds[best]:.0f} s.")
     gaps = {name: float(np.mean([o.train_accuracy - o.test_accuracy for o in outcomes])) for name, outcomes in runs.items()}

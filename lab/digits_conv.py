@@ -87,15 +87,15 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
         logits = model.fc(model.flatten(pooled))
         back = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([label])), (x, convolved, pooled))
         name = dataset.classes[label]
-        activations |= {f"{name}: conv, ReLU": [image[..., 0] / 255, *convolved[0].detach().numpy()],
-                        f"{name}: pool": [image[..., 0] / 255, *pooled[0].detach().numpy()]}
-        for layer, maps in (("conv", back[1]), ("pool", back[2])):
-            gradients[f"{name}: {layer}"] = [*_scaled(back[0][0].numpy(), maps[0]), *maps[0].numpy()]
+        for layer, maps, slopes in (("conv, ReLU", convolved, back[1]), ("pool", pooled, back[2])):
+            activations[f"{name}: {layer}"] = [_scaled(image[..., 0], maps), *maps[0].detach().numpy()]
+            gradients[f"{name}: {layer}"] = [_scaled(back[0][0, 0].numpy(), slopes), *slopes[0].numpy()]
     sample = f"an image of each class from {whence}" + (
         f", brought to the size of {dataset.name}'s" if whence != dataset.name else "'s test images")
     page.add("Activations by layer", Figure(
         "activations", image_grid(activations, ["image", *filters], signed=False),
-        f"What each filter makes of {sample}: after convolution and ReLU, and after pooling.", shows_images))
+        f"What each filter makes of {sample}: after convolution and ReLU, and after pooling. The image is scaled to its row.",
+        shows_images))
     page.add("Gradients by layer", Figure(
         "gradients", image_grid(gradients, ["image", *filters]),
         "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the ReLU, "
@@ -120,4 +120,4 @@ def _pictures(dataset: ImageDataset) -> tuple[np.ndarray, list[int], str]:
 
 def _scaled(pixels: np.ndarray, maps: torch.Tensor) -> np.ndarray:
     """`pixels` brought to the scale of `maps`, to be seen beside them."""
-    return pixels * float(maps.abs().max()) / max(float(np.abs(pixels).max()), 1e-12)
+    return pixels * float(maps.detach().abs().max()) / max(float(np.abs(pixels).max()), 1e-12)

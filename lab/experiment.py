@@ -17,6 +17,7 @@ from tqdm import tqdm
 from config import InputError, TrainConfig
 from data import ImageDataset, Split, balanced_subset, stratified_split
 from history import History
+from inference import loss_and_accuracy
 from training import Trainer
 from utils import (
     count_mult_adds,
@@ -176,8 +177,9 @@ def _train(part: Part, path: Path, bar: tqdm) -> Outcome:
     history = trainer.fit()
     few = Split(*(array[:MAX_TRAIN_EVALUATED] for array in dataset.train))
     _, train_accuracy = trainer.evaluate(few, torch.float32)
-    test_loss, test_accuracy = trainer.evaluate(dataset.test, torch.float32)
-    predictions = trainer.predict(dataset.test, torch.float32).argmax(1).numpy()
+    logits = trainer.predict(dataset.test, torch.float32)
+    test_loss, test_accuracy = loss_and_accuracy(logits, dataset.test.labels)
+    predictions = logits.argmax(1).numpy()
     weights = path.with_name(f"{path.stem}-weights.safetensors") if part.keep_weights else None
     if weights:
         save_weights(weights, trainer.trained_model.state_dict(), trainer.card | {"facts": part.facts})

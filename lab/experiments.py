@@ -44,8 +44,10 @@ class Experiment:
             setattr(self, name, quick if self.quick else full)
 
     def run(self) -> int:
-        if self.first_seed < 0 or self.threads < 0 or getattr(self, "seeds", 1) not in (None, *range(1, 1000)):
-            raise InputError("--seeds must be 1 or more, --first-seed and --threads 0 or more")
+        for field, least in {"seeds": 1, "steps": 1, "first_seed": 0, "threads": 0}.items():
+            number = getattr(self, field, None)
+            if number is not None and number < least:
+                raise InputError(f"--{field.replace('_', '-')} is {number}: it must be {least} or more")
         import torch
 
         from utils import demand_writable
@@ -117,7 +119,7 @@ class Activations(Experiment):
     activations: tuple[str, ...] = ("relu", "gelu", "tanh", "sigmoid", "silu", "leaky_relu")
     """Of relu, gelu, tanh, sigmoid, silu, leaky_relu, elu, softplus, hardswish, mish."""
     steps: int | None = None
-    """Optimizer steps of each training (default: 400, with --quick 100)."""
+    """Optimizer steps of each training (default: 300, with --quick 100)."""
     seeds: int | None = None
     """Trainings of each activation (default: 5, with --quick 2)."""
     lr: float = 0.003
@@ -129,7 +131,7 @@ class Activations(Experiment):
         import data
         from lab.activations import experiment
 
-        for name, full, quick in (("dataset", "mnist", "digits"), ("per_class", 200, 64), ("steps", 400, 100), ("seeds", 5, 2)):
+        for name, full, quick in (("dataset", "mnist", "digits"), ("per_class", 200, 64), ("steps", 300, 100), ("seeds", 5, 2)):
             self.choose(name, full, quick)
         return experiment(self, data.load(self.dataset, self.data_dir), folder)
 
@@ -168,7 +170,7 @@ class CifarLadder(Experiment):
     dataset: str | None = None
     """Any data set of `train` (default: cifar10, with --quick shapes)."""
     epochs: float | None = None
-    """Passes over the training images of each training (default: 4, with --quick 0.5)."""
+    """Passes over the training images of each training (default: 3, with --quick 0.5)."""
     seeds: int | None = None
     """Trainings of each network (default: 3, with --quick 1)."""
 
@@ -178,7 +180,7 @@ class CifarLadder(Experiment):
         import data
         from lab.cifar_ladder import experiment
 
-        for name, full, quick in (("dataset", "cifar10", "shapes"), ("epochs", 4.0, 0.5), ("seeds", 3, 1)):
+        for name, full, quick in (("dataset", "cifar10", "shapes"), ("epochs", 3.0, 0.5), ("seeds", 3, 1)):
             self.choose(name, full, quick)
         return experiment(self, data.load(self.dataset, self.data_dir), folder)
 

@@ -57,34 +57,35 @@ def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Seque
         axes.plot(x, np.mean(runs, 0), label=label, linewidth=1.8, **style(index))
         axes.fill_between(x, np.min(runs, 0), np.max(runs, 0), color=style(index)["color"], alpha=0.12, linewidth=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     tidy(axes)
     return png(figure, 110)
 
 
-def points_with_spread(series: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str, ylabel: str, zero: bool = False,
-                       title: str = "", x_names: Mapping[float, str] | None = None) -> bytes:
-    """Mean and standard deviation of the values at each x (logarithmic); `zero` draws that line."""
-    figure = new_figure(7.6, 4.4)
-    draw_points(figure.subplots(), series, xlabel, ylabel, zero, title, x_names)
+def points_with_spread(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], xlabel: str, ylabel: str,
+                       x_names: Mapping[int, str] | None = None, zero: bool = False) -> bytes:
+    """Mean and standard deviation of each series' values at each x (logarithmic), in titled panels; `zero` draws that line."""
+    figure = new_figure(max(7.6, 3.7 * len(panels) + 0.4), 4.2)
+    for axes, (title, series) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
+        draw_points(axes, series, x_names)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.label_outer()
+        if zero:
+            axes.axhline(0, color=GREY, linewidth=1)
+    axes.legend(fontsize=9)
     return png(figure, 110)
 
 
-def draw_points(axes: Axes, series: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str, ylabel: str, zero: bool = False,
-                title: str = "", x_names: Mapping[float, str] | None = None) -> None:
-    """What `points_with_spread` shows, on `axes`."""
+def draw_points(axes: Axes, series: Mapping[str, Mapping[int, Sequence[float]]], x_names: Mapping[int, str] | None) -> None:
+    """One panel of `points_with_spread`."""
     for index, (label, values) in enumerate(series.items()):
-        places = list(values)
         spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values.values()]
-        axes.errorbar(places, [np.mean(v) for v in values.values()], spread, label=label, marker="o", markersize=5, capsize=3,
+        axes.errorbar(list(values), [np.mean(v) for v in values.values()], spread, label=label, marker="o", markersize=5, capsize=3,
                       linewidth=1.6, **style(index))
-    if zero:
-        axes.axhline(0, color=GREY, linewidth=1)
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
     places = sorted({place for values in series.values() for place in values})
-    axes.set_xticks(places, [x_names[place] if x_names else f"{place:g}" for place in places], minor=False)
+    axes.set_xscale("log")
+    axes.set_xticks(places, [x_names[place] if x_names else f"{place:,}" for place in places])
     axes.minorticks_off()
-    axes.legend(fontsize=9)
     tidy(axes)
 
 
@@ -103,7 +104,7 @@ def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, log: 
                  error_kw={"linewidth": 1})
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set(ylabel=ylabel, **({"yscale": "log"} if log else {}))
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     tidy(axes)
     return png(figure, 110)
 

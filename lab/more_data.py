@@ -64,12 +64,13 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     ], seconds=sum(outcome.history.total_seconds for outcome in outcomes), observations=observations(accuracy, counts))
     page.add("Accuracy against data", Figure(
         "accuracy", points_with_spread(
-            {name: {count: [100 * a for a in accuracy[name][count]] for count in counts} for name in accuracy},
+            {"": {name: {count: [100 * a for a in accuracy[name][count]] for count in counts} for name in accuracy}},
             "training images in all (logarithmic)", "test accuracy (%)"),
         f"Test accuracy against the number of training images: mean and standard deviation over {seeds} seeds."))
     page.add("The gap between the models", Figure(
         "gap", points_with_spread(
-            {f"{CONV} - {FC}": {count: list(100 * np.subtract(accuracy[CONV][count], accuracy[FC][count])) for count in counts}},
+            {"": {f"{CONV} - {FC}": {
+                count: list(100 * np.subtract(accuracy[CONV][count], accuracy[FC][count])) for count in counts}}},
             "training images in all (logarithmic)", "difference in test accuracy (points)", zero=True),
         "The difference in test accuracy of the two networks on the same images: mean and standard deviation over the seeds."))
     rows = []

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import data
 from config import PRESETS, InputError, TrainConfig
-from data import ImageDataset
+from data import ImageDataset, Split
 from inference import TrainedNetwork
 from lab.experiment import take_images
 from lab.models import net_features
@@ -67,14 +68,30 @@ def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str],
     if name in ("cifar8", "mnist"):
         path = ROOT / "weights" / f"{name}.safetensors"
         if options.pretrain:
-            dataset = data.load("cifar10" if name == "cifar8" else "mnist", options.data_dir)
-            config = PRETRAINING if name == "cifar8" else PRETRAINING_DIGITS
+            if name == "cifar8":
+                dataset, config = data.load("cifar10", options.data_dir), PRETRAINING
+            else:
+                dataset, config = like_digits(data.load("mnist", options.data_dir)), PRETRAINING_DIGITS
             pretrain(path, dataset, [known for known in dataset.classes if known not in LEFT_OUT["cifar10"]],
                      replace(config, device=options.device))
         return own_source(path, name, target, classes)
     if not Path(options.source).exists():
         raise InputError(f"unknown source '{options.source}': there are auto, cifar8, mnist, a weights file and torchvision:NAME")
     return own_source(Path(options.source), Path(options.source).stem, target, classes)
+
+
+def like_digits(dataset: ImageDataset) -> ImageDataset:
+    """MNIST as coarse as `digits`: without its margin of 4 pixels, averaged to 8x8, enlarged to 32x32.
+
+    Features of the fine strokes are of no use for blurred ones: with them, 8 images a class and 20 epochs gave 73% on `digits`,
+    from scratch 94%.
+    """
+    def coarse(split: Split) -> Split:
+        pixels = torch.from_numpy(split.images[:, 4:24, 4:24]).permute(0, 3, 1, 2).float()
+        enlarged = F.interpolate(F.interpolate(pixels, (8, 8), mode="area"), (32, 32), mode="bilinear")
+        return Split(enlarged.round().byte().permute(0, 2, 3, 1).contiguous().numpy(), split.labels)
+
+    return replace(dataset, name="mnist at 8x8", train=coarse(dataset.train), test=coarse(dataset.test))
 
 
 def pretrain(path: Path, dataset: ImageDataset, classes: Sequence[str], config: TrainConfig) -> None:
