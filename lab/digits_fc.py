@@ -68,7 +68,7 @@ def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outc
         ("data", f"{images.dataset.name}, classes {', '.join(classes)}"),
         ("training images", f"{len(images.dataset.train.labels)}, {len(images.dataset.train.labels) // len(classes)} a class"),
         ("held-out images", f"{len(images.val.labels)}, from the training split, none of them trained on"),
-        ("test images", f"{len(labels)}, all of these classes, looked at once, at the end"),
+        ("test images", f"{len(labels):,}, all of these classes, looked at once, at the end"),
         ("model", f"{first.facts['model']}, {first.parameters:,} parameters, {first.mult_adds:,} mult-adds an image"),
         ("training", f"AdamW, learning rate {config.max_lr:g}, no weight decay, all training images in each batch, until the "
                      f"training loss moves by less than {FLAT_LOSS:g} nats over {FLAT_EVALUATIONS} epochs, {MAX_EPOCHS} at most"),

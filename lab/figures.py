@@ -112,7 +112,8 @@ def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, log: 
 def image_grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] = (), signed: bool = True) -> bytes:
     """Pictures (H, W) in named rows, each row with one scale: blue below zero, red above where `signed`, else grey."""
     columns = max(len(row) for row in rows.values())
-    figure = new_figure(1.0 * columns + 1.9, 1.12 * len(rows) + 0.4)
+    side = max(1.0, 6 / columns)  # inches
+    figure = new_figure(side * columns + 1.9, 1.12 * side * len(rows) + 0.4)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for number, (line, (name, pictures)) in enumerate(zip(grid, rows.items(), strict=True)):
         largest = max((float(np.abs(picture).max()) for picture in pictures), default=0) or 1

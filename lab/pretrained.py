@@ -115,7 +115,7 @@ def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[st
     """A network of this project. Raises InputError where it was trained on the target's own classes."""
     network = TrainedNetwork.load(path, torch.device("cpu"))
     card = network.card
-    known = [c for c in classes if c in card["classes"] and card["dataset"] == target.name]
+    known = [c for c in classes if c in card["classes"] and card["dataset"].startswith(target.name)]
     if known:
         raise InputError(f"the source {path} was trained on {', '.join(known)} of {target.name} itself, which is no transfer: "
                          "choose other --classes, or another --source")
