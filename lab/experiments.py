@@ -147,7 +147,7 @@ class MoreData(Experiment):
     per_class: tuple[int, ...] = ()
     """Training images of each class, one or more numbers, 0 for all there are (default: 16 64 256 1024 0, with --quick 16 64 0)."""
     steps: int | None = None
-    """Optimizer steps of each training (default: 600, with --quick 150)."""
+    """Optimizer steps of each training (default: 1200, with --quick 150)."""
     seeds: int | None = None
     """Trainings of each network on each number of images (default: 5, with --quick 2)."""
 
@@ -157,7 +157,7 @@ class MoreData(Experiment):
         import data
         from lab.more_data import experiment
 
-        for name, full, quick in (("dataset", "mnist", "digits"), ("steps", 600, 150), ("seeds", 5, 2)):
+        for name, full, quick in (("dataset", "mnist", "digits"), ("steps", 1200, 150), ("seeds", 5, 2)):
             self.choose(name, full, quick)
         self.per_class = self.per_class or ((16, 64, 0) if self.quick else (16, 64, 256, 1024, 0))
         return experiment(self, data.load(self.dataset, self.data_dir), folder)

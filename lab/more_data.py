@@ -48,8 +48,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                 for name in (FC, CONV)}
     seeds = len(accuracy[FC][counts[0]])
     fc, conv = (select(outcomes, model=name)[0] for name in (FC, CONV))
-    labels = {count: f"all there are ({count / classes:,.0f})" if select(outcomes, images=count)[0].facts["all"]
-              else f"{count // classes:,}" for count in counts}
+    everything = [part.facts["images"] for part in parts if part.facts["all"]]
+    labels = {count: f"{'all there are, ' if count in everything else ''}{count // classes:,}" for count in counts}
     each_step = f"{config.steps} steps of {BATCH_SIZE} images, or of all where there are fewer"
     page = Page("more-data", "More data", __doc__, images.dataset.name, setup=[
         ("data", f"{images.dataset.name}, {classes} classes"),
@@ -77,11 +77,12 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     for count in counts:
         mean, half = difference(accuracy[CONV][count], accuracy[FC][count])
         trained = {name: np.mean([o.train_accuracy for o in select(outcomes, model=name, images=count)]) for name in accuracy}
-        rows.append((labels[count], f"{count:,}", percent(accuracy[FC][count], 2), f"{trained[FC]:.1%}",
+        seen = config.steps * min(BATCH_SIZE, count)
+        rows.append((labels[count], f"{count:,}", f"{seen / count:.3g}", percent(accuracy[FC][count], 2), f"{trained[FC]:.1%}",
                      percent(accuracy[CONV][count], 2), f"{trained[CONV]:.1%}",
                      f"{100 * mean:+.2f}" + ("" if np.isinf(half) else f" ± {100 * half:.2f}")))
     page.add("The numbers", Table(
-        ("images a class", "in all", f"{FC}: test", "training", f"{CONV}: test", "training", "difference (points)"), rows,
+        ("images a class", "in all", "epochs", f"{FC}: test", "training", f"{CONV}: test", "training", "difference (points)"), rows,
         "Accuracy: mean ± standard deviation over the seeds. Difference: mean ± half of its 95% interval (Student's, paired by "
         "seed)."))
     return page

@@ -115,8 +115,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
     seeds = sorted({part.facts["seed"] for part in parts})
     accuracy = {(method, count, number): [o.test_accuracy for o in select(outcomes, method=method, images=count, epochs=number)]
                 for method in METHODS for count in sizes for number in epochs}
-    names = {count: ("all " if select(outcomes, images=count)[0].facts["per class"] == 0 else "") + f"{count // dataset.num_classes:,}"
-             for count in sizes}
+    everything = [part.facts["images"] for part in parts if part.facts["per class"] == 0]
+    names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
     own_split = dataset.name.startswith("folder:") and len(seeds) > 1
     page = Page("transfer", f"Transfer to {dataset.name}: {', '.join(dataset.classes)}", __doc__, dataset.name, setup=[
         ("source", source.about),
