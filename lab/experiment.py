@@ -77,6 +77,12 @@ def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | No
     return Images(ImageDataset(dataset.name, train, test, tuple(labels)), val)
 
 
+def sizes_that_fit(sizes: Sequence[int], dataset: ImageDataset, names: Sequence[str], seed: int) -> list[int]:
+    """Those of `sizes` (images a class, 0 for all) for which there are images; all of them where none is small enough."""
+    most = int(np.bincount(take_images(dataset, names, None, seed).dataset.train.labels).min())
+    return [size for size in sizes if size < most] or [0]
+
+
 @dataclass(frozen=True)
 class Part:
     """One training of an experiment."""

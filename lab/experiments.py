@@ -145,7 +145,8 @@ class MoreData(Experiment):
     classes: tuple[str, ...] = ()
     """Names of two or more classes (default: all)."""
     per_class: tuple[int, ...] = ()
-    """Training images of each class, one or more numbers, 0 for all there are (default: 16 64 256 1024 0, with --quick 16 64 0)."""
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 16 64 256 1024 0 for which there
+    are images, with --quick of 16 64 0)."""
     steps: int | None = None
     """Optimizer steps of each training (default: 1200, with --quick 150)."""
     seeds: int | None = None
@@ -159,7 +160,6 @@ class MoreData(Experiment):
 
         for name, full, quick in (("dataset", "mnist", "digits"), ("steps", 1200, 150), ("seeds", 5, 2)):
             self.choose(name, full, quick)
-        self.per_class = self.per_class or ((16, 64, 0) if self.quick else (16, 64, 256, 1024, 0))
         return experiment(self, data.load(self.dataset, self.data_dir), folder)
 
 
@@ -202,9 +202,10 @@ class Transfer(Experiment):
     """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
     ImageNet classifier of torchvision; downloaded)."""
     pretrain: bool = False
-    """Train the source that ships in weights/ anew first (cifar8 or mnist)."""
+    """Train the source anew first; for cifar8 and mnist the one that ships in weights/."""
     per_class: tuple[int, ...] = ()
-    """Training images of each class, one or more numbers, 0 for all there are (default: 8 32 128 0, with --quick 8 32)."""
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 8 32 128 0 for which there are
+    images, with --quick of 8 32)."""
     epochs: tuple[int, ...] = ()
     """Passes over them, one or more numbers (default: 1 5 20, with --quick 1 5)."""
     seeds: int | None = None
@@ -219,7 +220,6 @@ class Transfer(Experiment):
 
         self.choose("target", "cifar10", "digits")
         self.choose("seeds", 3, 2)
-        self.per_class = self.per_class or ((8, 32) if self.quick else (8, 32, 128, 0))
         self.epochs = self.epochs or ((1, 5) if self.quick else (1, 5, 20))
         return experiment(self, folder)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from config import TrainConfig
 from data import ImageDataset
-from lab.experiment import Outcome, Part, compare, difference, percent, run_parts, select, take_images
+from lab.experiment import Outcome, Part, compare, difference, percent, run_parts, select, sizes_that_fit, take_images
 from lab.figures import points_with_spread
 from lab.models import FC_only, Grayscale1Convolution
 from lab.page import Figure, Page, Table
@@ -25,9 +25,11 @@ BATCH_SIZE = 128
 
 def experiment(options: MoreData, dataset: ImageDataset, folder: Path) -> Page:
     """Both networks on each number of images a class, the same number of steps, one training for each seed."""
+    sizes = options.per_class or sizes_that_fit((16, 64, 0) if options.quick else (16, 64, 256, 1024, 0), dataset,
+                                                options.classes, options.first_seed)
     parts = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for per_class in dict.fromkeys(options.per_class):
+        for per_class in dict.fromkeys(sizes):
             images = take_images(dataset, options.classes, per_class or None, seed)
             count = len(images.dataset.train.labels)
             config = TrainConfig(steps=options.steps, batch_size=min(BATCH_SIZE, count), max_lr=0.003, beta2=0.99,

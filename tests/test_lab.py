@@ -403,12 +403,12 @@ def test_transfer_to_a_folder_leaves_out_unreadable_images(tmp_path, capsys):
     folder = photographs(tmp_path / "desserts")
     (folder / "pie" / "bad.jpg").write_bytes(b"no image")
     (folder / "cake" / "notes.txt").write_text("sugar")
-    assert run_lab("transfer", "--target", f"folder:{folder}", "--per-class", 4, "--epochs", 1, "--seeds", 1,
-                   "--out", tmp_path / "out") == 0
+    assert run_lab("transfer", "--target", f"folder:{folder}", "--epochs", 1, "--seeds", 1, "--out", tmp_path / "out") == 0
     errors = capsys.readouterr().err
     assert f"2 of 42 files in {folder} are not readable images and are left out: cake/notes.txt, pie/bad.jpg" in errors
     page = (tmp_path / "out" / "transfer.html").read_text()
     assert "cake, pie" in page and "cifar8" in page
+    assert "<td>8, all 12 a class" in page  # 20, without 4 for the test and 4 held out; 32 and 128 are not there
     (tmp_path / "one").mkdir()
     shutil.copytree(folder / "cake", tmp_path / "one" / "cake")
     (tmp_path / "one" / "pie").mkdir()
