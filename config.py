@@ -77,6 +77,9 @@ class TrainConfig:
     """Stop as soon as a pass over the whole test split shows more than this accuracy (0 to 1)."""
     early_exit_margin: float = 0.0
     """How far above early_exit_accuracy the held-out images must be before that pass is made."""
+    flat_loss: float = 0.0
+    """Stop when the training loss, in nats, has moved by less than this over 20 evaluations in a row; 0 for never. It wants a
+    constant learning rate: div_factor and final_div_factor 1."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 for once an epoch. A run without an output folder writes none."""
     seed: int = 0
@@ -99,7 +102,7 @@ class TrainConfig:
                      "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed",
-                     "distinct_epochs"):
+                     "distinct_epochs", "flat_loss"):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
             demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ from sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratified_split
 if TYPE_CHECKING:
     from transform import BatchAugmentation
 
-__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "has_cifar10", "load", "normalise", "resolve_auto",
-           "statistics", "stratified_split"]
+__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "balanced_subset", "has_cifar10", "load",
+           "normalise", "resolve_auto", "statistics", "stratified_split"]
 
 
 def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
@@ -66,6 +66,24 @@ def has_cifar10(root: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def balanced_subset(split: Split, classes: Mapping[str, int], per_class: int | None, seed: int) -> Split:
+    """Exactly `per_class` images (None for all there are) of each of `classes`, in random order, the same for the same seed.
+
+    `classes` are names and their labels in `split`; in the subset they are numbered anew, in that order. With the same seed a
+    smaller subset is a part of a larger one. Raises InputError, which says how many there are, where a class has fewer images.
+    """
+    order = np.random.default_rng(seed).permutation(len(split.labels))
+    chosen = []
+    for name, label in classes.items():
+        indices = order[split.labels[order] == label]
+        if per_class is not None and not 1 <= per_class <= len(indices):
+            raise InputError(f"class '{name}': {per_class} images were asked for, and there are {len(indices)}")
+        chosen.append(indices[:per_class])
+    labels = np.repeat(np.arange(len(chosen)), [len(indices) for indices in chosen])
+    mixed = np.random.default_rng(seed).permutation(len(labels))
+    return Split(split.images[np.concatenate(chosen)[mixed]], labels[mixed])
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -59,11 +59,11 @@ def _on_white(image: Image.Image, changes: list[str]) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def load_folder(path: Path, side: int) -> ImageDataset:
+def load_folder(path: Path, side: int, skip_unreadable: bool = False) -> ImageDataset:
     """`path`/train/CLASS/* and `path`/test/CLASS/*, or `path`/CLASS/* of which a fifth of each class, always the same, is for test.
 
     RGB, `side` x `side` pixels. Raises InputError where a folder or class is missing or empty, there is only one class, or a
-    file is not a readable image.
+    file is not a readable image; with `skip_unreadable` such files are left out, and named in one line on stderr.
     """
     if not path.is_dir():
         raise InputError(f"there is no folder {path}")
@@ -75,9 +75,9 @@ def load_folder(path: Path, side: int) -> ImageDataset:
         others = _class_names(path / "test")
         if others != classes:
             raise InputError(f"{path}: train and test have other classes: {', '.join(sorted(set(classes) ^ set(others)))}")
-        train, test = (_read_classes(path / part, classes, side) for part in ("train", "test"))
+        train, test = (_read_classes(path / part, classes, side, skip_unreadable) for part in ("train", "test"))
     else:
-        everything = _read_classes(path, classes, side)
+        everything = _read_classes(path, classes, side, skip_unreadable)
         train, test = stratified_split(everything, max(len(classes), len(everything.labels) // 5), seed=0)
     return ImageDataset(f"folder:{path}", train, test, classes)
 
@@ -89,19 +89,30 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_classes(folder: Path, classes: tuple[str, ...], side: int) -> Split:
-    images, labels, changed = [], [], 0
+def _read_classes(folder: Path, classes: tuple[str, ...], side: int, skip_unreadable: bool) -> Split:
+    images, labels, changed, unreadable = [], [], 0, []
     for label, name in enumerate(classes):
         paths = sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
         if not paths:
             raise InputError(f"{folder / name} is empty: a class needs images")
         for path in paths:
-            if path.suffix.lower() not in IMAGE_ENDINGS:
-                raise InputError(f"{path} is not an image: only images may be in a class's folder")
-            image, changes = read_image(path, 3, side, side)
+            try:
+                if path.suffix.lower() not in IMAGE_ENDINGS:
+                    raise InputError(f"{path} is not an image: only images may be in a class's folder")
+                image, changes = read_image(path, 3, side, side)
+            except InputError:
+                if not skip_unreadable:
+                    raise
+                unreadable.append(f"{name}/{path.name}")
+                continue
             images.append(image)
             labels.append(label)
             changed += bool(changes)
+        if label not in labels:
+            raise InputError(f"{folder / name} has no readable image: none of its {len(paths)} files can be read")
+    if unreadable:
+        print(f"note: {len(unreadable)} of {len(images) + len(unreadable)} files in {folder} are not readable images and are left "
+              f"out: {', '.join(unreadable)}", file=sys.stderr)
     if changed:
         print(f"note: {changed} of {len(images)} images in {folder} were brought to {side}x{side} RGB", file=sys.stderr)
     return Split(np.stack(images), np.array(labels, np.int64))

@@ -39,6 +39,8 @@ from utils import (
 
 READ_EVERY = 20
 """Steps between two readings of the losses on an accelerator, which has to finish all its work for each; a CPU has anyway."""
+FLAT_EVALUATIONS = 20
+"""Evaluations in a row over which a training loss that hardly moves is flat."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,20 +63,24 @@ class Trainer:
         config: all hyper-parameters.
         out_dir: where ``checkpoint.pt`` is kept; None writes nothing.
         card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net).
+        val_split: the held-out images, where they are not to be cut from the training split; all of that is then trained on.
+        progress: an open bar that `fit` moves on by the images seen, for several trainings with one bar; None for one of its own.
         observer: is told what happens.
 
     Raises InputError where the configuration does not fit the data, the device or the folder.
     """
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, config: TrainConfig, out_dir: Path | None = None,
-                 card: dict[str, Any] | None = None, observer: Observer | None = None) -> None:
-        self.dataset, self.config = dataset, config
+                 card: dict[str, Any] | None = None, val_split: Split | None = None, progress: tqdm | None = None,
+                 observer: Observer | None = None) -> None:
+        self.dataset, self.config, self.progress = dataset, config, progress
         self.observer = observer or Observer()
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
-        self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
+        self.train_split, self.val_split = (
+            (dataset.train, val_split) if val_split else stratified_split(dataset.train, config.val_images, config.seed))
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.averaged: AveragedModel | None = None
         self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
@@ -91,7 +97,8 @@ class Trainer:
         self.unread: list[tuple[int, float, Tensor]] = []  # step, learning rate, (loss, correct) still on the device
 
     def fit(self, resume: bool = False) -> History:
-        """Train until the budget is used up or `config.early_exit_accuracy` is exceeded on the whole test split.
+        """Train until the budget is used up, `config.early_exit_accuracy` is exceeded on the whole test split, or the training
+        loss is flat.
 
         With `resume`, go on from the checkpoint in the output folder as if nothing had happened: on a CPU, to bit-identical
         weights and history.
@@ -105,21 +112,24 @@ class Trainer:
         if resume:
             self._restore()
         self.observer.started(self)
-        last = self.step if self.history.reached else self.total_steps
+        last = self.step if self.history.reached or self._is_flat() else self.total_steps
         batches = self.batches.steps([step % self.distinct_steps for step in range(self.step, last)])
-        progress = tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
-        with (progress, contextlib.closing(batches), interrupt_flag() as interrupted,
+        shared = self.progress is not None
+        bar = contextlib.nullcontext(self.progress) if shared else tqdm(
+            initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
+        with (bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted,
               distributed.watch(self._how_to_go_on)):
             waits_since = time.perf_counter()
             for inputs, targets in batches:
                 self.history.waiting_seconds += time.perf_counter() - waits_since
                 self._train_step(inputs, targets)
-                progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
+                if not shared:
+                    progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
                 progress.update(self.config.batch_size)
                 progress.set_postfix(self._postfix(), refresh=False)
                 if self.is_due(self.config.eval_every):
                     self._evaluate()
-                    if self._early_exit():
+                    if self._early_exit() or self._is_flat():
                         break
                 if self.checkpoint_path and self.is_due(self.config.checkpoint_every):
                     self._save()
@@ -180,9 +190,12 @@ class Trainer:
         self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
                                self.device, self.precision) if config.teacher else None
         self.optimizer = _build_optimizer(self.model, config)
-        cycles = [OneCycleLR(self.optimizer, config.max_lr, budget * 2**n, pct_start=config.pct_start, anneal_strategy="linear",
+        lengths = [budget * 2**n for n in range(config.cycles)]
+        # OneCycleLR divides by zero where the rise is a single step.
+        pct_start = config.pct_start * (1.001 if 1 in [config.pct_start * length for length in lengths] else 1)
+        cycles = [OneCycleLR(self.optimizer, config.max_lr, length, pct_start=pct_start, anneal_strategy="linear",
                              div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
-                  for n in range(config.cycles)]
+                  for length in lengths]
         self.scheduler = SequentialLR(self.optimizer, cycles, self.cycle_ends[:-1])
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -259,6 +272,10 @@ class Trainer:
             self.history.test_passes += 1
             self.history.reached = self.history.test_accuracy > target
         return self.history.reached
+
+    def _is_flat(self) -> bool:
+        losses = [evaluation.train_loss for evaluation in self.history.evaluations[-FLAT_EVALUATIONS:]]
+        return len(losses) == FLAT_EVALUATIONS and max(losses) - min(losses) < self.config.flat_loss
 
     def _clock(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started

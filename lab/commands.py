@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from config import InputError, get_preset
+from lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,4 +132,4 @@ def load(name: str, root: Path) -> object:
     return data.load(data.resolve_auto(root) if name == "auto" else name, root)
 
 
-COMMANDS = {"conv2d": ByHand, "runtimes": Runtimes, "layers": Layers, "gradients": Gradients}
+COMMANDS = {"conv2d": ByHand, "runtimes": Runtimes, "layers": Layers, "gradients": Gradients, **EXPERIMENTS}

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import data
 from config import InputError, TrainConfig
 from conftest import ALL_THREADS, ROOT, assert_refused, run_main
+from data import Split
 from history import History
 from model import Net
-from training import Trainer
+from training import FLAT_EVALUATIONS, Trainer
 from utils import load_checkpoint, seed_everything
 
 SMALL = TrainConfig(epochs=1, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02)
@@ -105,6 +107,36 @@ def test_missed_target_begins_a_cycle_of_twice_the_length(dataset):
         assert max(cycle) == pytest.approx(0.02, rel=0.2)
         assert cycle[0] == pytest.approx(0.02 / 25)
         assert cycle[-1] < 1e-5
+
+
+def test_stops_when_the_loss_is_flat_also_after_a_resume(dataset, tmp_path):
+    config = replace(SMALL, steps=200, eval_every=1, max_lr=1e-9, div_factor=1, final_div_factor=1, flat_loss=0.5)
+    history = make_trainer(dataset, config, tmp_path).fit()
+    assert [e.step for e in history.evaluations] == list(range(1, FLAT_EVALUATIONS + 1))  # nothing is learned at that rate
+    assert {e.learning_rate for e in history.evaluations} == {1e-9}
+    assert make_trainer(dataset, config, tmp_path).fit(resume=True).evaluations == history.evaluations
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_the_shortest_budgets(dataset, steps):
+    assert make_trainer(dataset, replace(SMALL, steps=steps, batch_size=32)).fit().images_seen == 32 * steps
+
+
+def test_does_not_stop_while_the_loss_moves(dataset):
+    history = make_trainer(dataset, replace(SMALL, steps=25, eval_every=1, flat_loss=1e-6)).fit()
+    assert len(history.evaluations) == 25
+
+
+def test_given_held_out_images_leave_all_others_to_be_trained_on(dataset):
+    seed_everything(0)
+    bar = tqdm(total=10_000, disable=True)
+    bar.update = lambda n: setattr(bar, "n", bar.n + n)
+    held_out = Split(dataset.test.images[:50], dataset.test.labels[:50])
+    trainer = Trainer(Net(3, 10), dataset, replace(SMALL, steps=2, eval_every=1), val_split=held_out, progress=bar)
+    trainer.fit()
+    assert trainer.train_split is dataset.train
+    assert trainer.history.evaluations[-1].val_accuracy == trainer.evaluate(held_out)[1]
+    assert bar.n == 2 * 128
 
 
 def test_same_seed_same_run(dataset):
