@@ -9,10 +9,10 @@ It shares the process with a stranger's code, so nothing rests on it that the gr
 - The training split comes when the clock is started, the test images when the first epoch is said to be over. Before that there is
   nothing to learn from, and what is done after counts.
 
-What can only be observed here: that the loop is the course's, with its loss, its batches and whole epochs. `Guard` remembers the functions
-that the loop rests on before the submission is loaded and finds most replacements; the loop counts the images of each epoch. A
-submission that alters this process so that neither notices can train on less than the whole split in an epoch, or on more. Its
-time and accuracy are still true. Nor does the loop know what `forward` makes of a batch.
+What can only be observed here: that the loop is the course's, with its loss, its batches and whole epochs. `Guard` remembers the
+functions that the loop rests on before the submission is loaded and finds most replacements; the loop counts the images of each
+epoch. A submission that alters this process so that neither notices can train on less than the whole split in an epoch, or on
+more. Its time and accuracy are still true. Nor does the loop know what `forward` makes of a batch.
 """
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
+        self.socket.set_inheritable(False)
 
     def send(self, at: str, raw: bytes = b"", **message: Any) -> None:
         text = json.dumps({"at": at, **message}).encode()
@@ -239,6 +240,7 @@ def main() -> None:
     sys.path.append(str(project))
     import torchvision.datasets  # noqa: F401
     import torchvision.transforms  # noqa: F401
+
     from constraints import check
 
     for name, module in list(sys.modules.items()):

@@ -2,12 +2,13 @@
 
 In namespaces, made by bubblewrap or by util-linux's unshare, it sees a file system of its own: the system's programs and libraries
 and this Python read-only, its folder and /tmp, and of this project just the files that run it. No data set, no store, no
-home folder is there. It has no network and sees no process but its own. Where the grader is root, the submission runs as a user
-of its own, since root is exempt from limits on processes. Without namespaces what is left are these limits, `find` says what is missing.
+home folder is there. It has no network and sees no process but its own. Where the grader is root, the submission runs as a user of
+its own, since root is exempt from limits on processes. Where there are no namespaces `Sandbox.notices` says what is missing.
 """
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import shutil
 import site
@@ -27,10 +28,9 @@ PROJECT_FILES = [INSIDE, INSIDE.with_name("harness.py"),
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime",
           "/sys/devices/system/cpu", "/nix/store", "/gnu/store")
 KINDS = ("bwrap", "unshare", "none")
-NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts")
 
-# What bubblewrap does, by mount(8): $1 is an empty folder that becomes the root, then come KIND FROM TO of each mount, then the command.
-# The shell stays as the first process of the pid namespace: when it dies, so does everything in it.
+# What bubblewrap does, by mount(8): $1 is an empty folder that becomes the root, then come KIND FROM TO of each mount, then the
+# command. The shell stays as the first process of the pid namespace: when it dies, so does everything in it.
 BUILD_ROOT = """
 root=$1; shift
 mount -t tmpfs -o mode=755,size=1m tmpfs "$root"
@@ -100,7 +100,7 @@ class Sandbox:
         """Start `command` in its folder, in a process group of its own, its output and errors in one pipe.
 
         Args:
-            work: has the folders submission (of which it is the working and home folder), tmp and shm, which it may write, and root.
+            work: a `workplace`; its folder submission becomes the working and home folder.
             fds: open files that it inherits.
             environment: more variables than the few that every command gets.
             readable: files and folders that it may read besides the system and Python.
@@ -110,8 +110,8 @@ class Sandbox:
             for folder in (work, *(work / name for name in ("submission", "tmp", "shm"))):
                 os.chown(folder, self.user, self.user)
         home, temporary = (("/submission", "/tmp") if self.has_namespaces else (str(work / "submission"), str(work / "tmp")))
-        variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "TMPDIR": temporary, "LANG": "C.UTF-8", "USER": "student",
-                     "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1", **(environment or {})}
+        variables = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": home, "TMPDIR": temporary, "LANG": "C.UTF-8",
+                     "USER": "student", "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1", **(environment or {})}
         as_user = {}
         if self.has_namespaces:
             command = [*self._enter(work, mounts(work, readable, hidden)), *self._drop_rights(), *command]
@@ -123,20 +123,21 @@ class Sandbox:
 
     def _enter(self, work: Path, plan: list[Mount]) -> list[str]:
         """The command that makes the namespaces and runs in them the one that follows it."""
-        same_user = self.user is None
-        if self.kind == "bwrap":
-            options = {"read": "--ro-bind", "write": "--bind"}
-            mounted = [text for mount in plan for text in (
-                ("--tmpfs", mount.target) if mount.kind == "hide" else (options[mount.kind], mount.source, mount.target))]
-            rights = ["--unshare-user"] if same_user else [
-                text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
-            return ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", *rights, "--die-with-parent",
-                    "--dev", "/dev", "--proc", "/proc", *mounted, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir",
-                    "/submission", "--"]
-        devices = [Mount("write", f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom")]
-        mounted = [text for mount in (*plan, *devices) for text in mount]
-        return ["unshare", *NAMESPACES, *(["--user", "--map-root-user"] if same_user else []), "--fork", "--kill-child",
-                "--propagation", "private", "sh", "-euc", BUILD_ROOT, "sh", str(work / "root"), *mounted, "--"]
+        if self.kind == "unshare":
+            devices = [Mount("write", f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom")]
+            return [shutil.which("unshare"), "--mount", "--pid", "--net", "--ipc", "--uts",
+                    *(["--user", "--map-root-user"] if self.user is None else []), "--fork", "--kill-child", "--propagation",
+                    "private", "sh", "-euc", BUILD_ROOT, "sh", str(work / "root"), *itertools.chain(*plan, *devices), "--"]
+        # Folders above the mounted ones are for everybody to pass, whatever they are outside.
+        above = {str(folder): None for mount in plan for folder in [*Path(mount.target).parents][-2::-1]}
+        mounted = [("--tmpfs", mount.target) if mount.kind == "hide" else
+                   ("--ro-bind" if mount.kind == "read" else "--bind", mount.source, mount.target) for mount in plan]
+        rights = ["--unshare-user"] if self.user is None else [
+            text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
+        return [shutil.which("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", *rights,
+                "--die-with-parent", *itertools.chain(*(("--perms", "0755", "--dir", folder) for folder in above)),
+                "--dev", "/dev", "--proc", "/proc", *itertools.chain(*mounted), "--remount-ro", "/dev", "--remount-ro", "/",
+                "--chdir", "/submission", "--"]
 
     def _drop_rights(self) -> list[str]:
         """The command that gives up the rights which making the namespaces took."""
