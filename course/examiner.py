@@ -86,13 +86,13 @@ class Exam:
         os.close(self.train)
         os.close(self.test)
 
-    def run(self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, str], None],
+    def run(self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None],
             inspect: bool = False) -> tuple[Run, dict[str, Any]]:
         """Train a submission of these files once.
 
-        `on_progress` gets the run so far and what is being done, several times a second; it may raise to stop everything. Returns
-        the run and, with `inspect`, parameters and constraints of the network (`constraints`: name, value, limit, passed of
-        each; or `problem`). Raises InputError where the sandbox itself does not work.
+        `on_progress` gets the run so far and its process, about twice a second and after each epoch; it may raise to stop
+        everything. Returns the run and, with `inspect`, "parameters" and "constraints" of the network (name, value, limit,
+        passed of each), or the "problem" with them. Raises InputError where the sandbox itself does not work.
         """
         run = Run(seed)
         inspected: dict[str, Any] = {}
@@ -102,9 +102,9 @@ class Exam:
                 (work / "submission" / name).write_bytes(data)
                 os.chmod(work / "submission" / name, 0o644)
             with Process(self.sandbox, work, lambda fd: self._command(work, seed, fd), self.limits,
-                         lambda: on_progress(run, process.doing), environment=self.environment, hidden=self.hidden,
+                         lambda: on_progress(run, process), environment=self.environment, hidden=self.hidden,
                          readable=[self.cifar10] if self.cifar10 else []) as process:
-                process.deadline = time.perf_counter() + STARTUP
+                process.begin("starting", STARTUP)
                 try:
                     process.receive("ready")
                 except (Failure, OutOfTime) as problem:
@@ -131,8 +131,7 @@ class Exam:
 
     def _prepare(self, process: Process, run: Run) -> None:
         """Up to the moment when it is ready to train."""
-        begun = time.perf_counter()
-        process.deadline = begun + self.timeout
+        process.begin("loading it", self.timeout)
         process.send({})
         try:
             for stage, name, doing in (("imported", "import_seconds", "importing it"),
@@ -145,11 +144,11 @@ class Exam:
         except OutOfTime:
             raise Failure(f"it was still {process.doing} after {self.timeout:g} s") from None
 
-    def _train(self, process: Process, run: Run, on_progress: Callable[[Run, str], None]) -> None:
+    def _train(self, process: Process, run: Run, on_progress: Callable[[Run, Process], None]) -> None:
         labels, num_classes = self.dataset.test.labels, self.dataset.num_classes
         predictions = np.empty(0, int)
-        started = time.perf_counter()
-        process.deadline = started + self.timeout
+        process.begin("training", self.timeout)
+        started = process.began
         try:
             process.send({"shape": self.dataset.train.images.shape}, self.train)
             while not run.reached:
@@ -174,7 +173,7 @@ class Exam:
                 run.epoch_seconds.append(seconds)
                 run.reached = accuracy > TARGET
                 process.send({"stop": run.reached})
-                on_progress(run, process.doing)
+                on_progress(run, process)
             run.stopped_by = "target" if run.reached else "epochs"
         except OutOfTime:
             run.stopped_by = "limit"
@@ -192,8 +191,7 @@ class Exam:
 
     def _inspect(self, process: Process, run: Run) -> dict[str, Any]:
         """Parameters and constraints, as far as the process says them in an orderly way; the run counts without them, too."""
-        process.doing = "computing its constraints"
-        process.deadline = time.perf_counter() + INSPECTION
+        process.begin("computing its constraints", INSPECTION)
         try:
             if run.reached:  # else it is how its training has ended
                 process.receive("done")

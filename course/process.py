@@ -67,8 +67,7 @@ class Process:
     def __init__(self, sandbox: Sandbox, work: Path, arguments: Callable[[int], Sequence[str]], limits: Limits,
                  on_tick: Callable[[], None], **start_options: Any) -> None:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
-        self.deadline = float("inf")
-        self.doing = "starting"
+        self.begin("starting", float("inf"))
         self.inbox, self.head, self.tail, self.printed = bytearray(), bytearray(), bytearray(), 0
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
@@ -85,6 +84,11 @@ class Process:
         self.selector.register(self.channel, selectors.EVENT_READ, self._read_channel)
         self.selector.register(self.popen.stdout, selectors.EVENT_READ, self._read_output)
         self.next_tick = time.perf_counter() + TICK
+
+    def begin(self, doing: str, limit: float) -> None:
+        """What it is to do now, and in how many seconds: `receive` raises OutOfTime after them."""
+        self.doing, self.began = doing, time.perf_counter()
+        self.deadline = self.began + limit
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         text = json.dumps(message).encode()

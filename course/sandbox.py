@@ -84,7 +84,7 @@ class Sandbox:
         """What could not be had, a sentence each."""
         if self.has_namespaces:
             return [] if self.user is not None or os.getuid() else [
-                "submissions run as root of a namespace, since another user cannot read this Python: the kernel does not limit "
+                "submissions cannot run as a user of their own (is this Python readable for everybody?): the kernel does not limit "
                 "how many processes they start, the grader ends them when it sees more than allowed"]
         whose = "everybody on this machine" if self.user is not None else "you"
         more = "" if self.user is not None else ", write where you can, and kill the grader"
@@ -125,7 +125,8 @@ class Sandbox:
         """The command that makes the namespaces and runs in them the one that follows it."""
         if self.kind == "unshare":
             devices = [Mount("write", f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom")]
-            return [shutil.which("unshare"), "--mount", "--pid", "--net", "--ipc", "--uts",
+            # Should the grader die, so do unshare and, through its --kill-child, all the rest.
+            return ["setpriv", "--pdeathsig=KILL", shutil.which("unshare"), "--mount", "--pid", "--net", "--ipc", "--uts",
                     *(["--user", "--map-root-user"] if self.user is None else []), "--fork", "--kill-child", "--propagation",
                     "private", "sh", "-euc", BUILD_ROOT, "sh", str(work / "root"), *itertools.chain(*plan, *devices), "--"]
         # Folders above the mounted ones are for everybody to pass, whatever they are outside.
