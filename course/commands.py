@@ -106,6 +106,7 @@ class Grade:
         import data
         from course.examiner import Exam
         from course.grading import Grader, Rules, work_side_by_side
+        from sources import CIFAR10_FILES
         from utils import hardware
 
         name = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
@@ -114,7 +115,7 @@ class Grade:
         memory = int(self.memory * 1e9) or min(8_000_000_000, physical * 3 // 4)
         public = self.data_dir.resolve() / "cifar-10-batches-py"
         exam = Exam(dataset, box, self.timeout, memory, self.threads, self.hidden(),
-                    public if name != "cifar10" and public.is_dir() else None)
+                    public if all((public / file).is_file() for file in CIFAR10_FILES) else None)
         settings = {"dataset": dataset.name, "timeout": self.timeout, "count_init": self.count_init, "jobs": self.jobs,
                     "threads": self.threads, "sandbox": box.kind, "hardware": hardware()}
         graders = [Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line)

@@ -22,7 +22,7 @@ from config import InputError
 from course.harness import TARGET
 from course.process import Failure, Limits, OutOfTime, Process, printable
 from course.sandbox import INSIDE, Sandbox, workplace
-from sources import ImageDataset
+from sources import CIFAR10_FILES, ImageDataset
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
 INSPECTION = 60.0  # seconds for the constraints
@@ -70,13 +70,14 @@ class Exam:
         memory: bytes that a submission may use.
         threads: that torch computes with, unless the submission sets another number; 0 leaves it to torch.
         hidden: files and folders to keep from submissions.
-        cifar10: folder of the public CIFAR-10, whose training split is offered to submissions that download it in their code; None
-            to offer nothing.
+        cifar10: the public CIFAR-10's folder, whose training split is there for submissions that download it in their code; None
+            where it is not at hand.
     """
 
     def __init__(self, dataset: ImageDataset, sandbox: Sandbox, timeout: float, memory: int, threads: int = 0,
                  hidden: tuple[Path, ...] = (), cifar10: Path | None = None) -> None:
         self.dataset, self.sandbox, self.timeout, self.hidden, self.cifar10 = dataset, sandbox, timeout, hidden, cifar10
+        self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
         self.limits = Limits(memory)
         self.environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self.train = sealed_file(dataset.train.images, dataset.train.labels)
@@ -103,7 +104,7 @@ class Exam:
                 os.chmod(work / "submission" / name, 0o644)
             with Process(self.sandbox, work, lambda fd: self._command(work, seed, fd), self.limits,
                          lambda: on_progress(run, process), environment=self.environment, hidden=self.hidden,
-                         readable=[self.cifar10] if self.cifar10 else []) as process:
+                         readable=self.readable) as process:
                 process.begin("starting", STARTUP)
                 try:
                     process.receive("ready")

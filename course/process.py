@@ -68,7 +68,8 @@ class Process:
                  on_tick: Callable[[], None], **start_options: Any) -> None:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
         self.begin("starting", float("inf"))
-        self.inbox, self.head, self.tail, self.printed = bytearray(), bytearray(), bytearray(), 0
+        self.inbox, self.room = bytearray(), 0
+        self.head, self.tail, self.printed = bytearray(), bytearray(), 0
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -101,6 +102,7 @@ class Process:
 
         Raises Failure where it is another, or the process ended or used too much; OutOfTime at the deadline.
         """
+        self.room = 4 + MAX_MESSAGE + raw
         while (message := self._parse(stages, raw)) is None:
             self._wait()
         return message
@@ -150,7 +152,7 @@ class Process:
         self.inbox += data
         if not data:
             raise Failure(f"its process {self._how_it_ended()} while {self.doing}")
-        if len(self.inbox) > MAX_MESSAGE + (1 << 28):
+        if len(self.inbox) > self.room + (1 << 20):
             raise Failure("it disturbed the messages to the grader")
 
     def _read_output(self) -> None:

@@ -50,7 +50,7 @@ mount -t proc proc "$root/proc"
 for link in fd:/proc/self/fd stdin:/proc/self/fd/0 stdout:/proc/self/fd/1 stderr:/proc/self/fd/2; do
   ln -s "${link#*:}" "$root/dev/${link%%:*}"
 done
-mount -o remount,ro "$root"
+mount -o remount,bind,ro "$root"
 cd "$root"
 pivot_root . .
 umount -l .
@@ -185,7 +185,7 @@ def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list
     """The submission's file system, outer folders first."""
     python = [Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent.parent,
               *map(Path, [*site.getsitepackages(), site.getusersitepackages()])]
-    wanted = [path for path in (*map(Path, SYSTEM), *python, *(path.resolve() for path in python)) if path.exists()]
+    wanted = [path for path in (*map(Path, SYSTEM), *python, *(path.resolve() for path in python)) if os.path.exists(path)]
     wanted = [path for path in dict.fromkeys(wanted) if path != Path("/") and not _inside(path, set(wanted) - {path})]
     secret = [path if path.is_dir() else path.parent for path in map(Path.resolve, hidden)]
     plan = [Mount("read", str(path), str(path)) for path in (*wanted, *PROJECT_FILES, *readable)]

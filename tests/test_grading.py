@@ -318,7 +318,9 @@ try:
     os._exit(77)
 except RuntimeError:
     pass
+assert "data_batch_1" in os.listdir({folder!r}) and "test_batch" not in os.listdir({folder!r})
 """
+    code = code.replace("{folder!r}", repr(str(DATA.resolve() / "cifar-10-batches-py")))
     exam = exam_for(sandbox.find(), cifar10=DATA.resolve() / "cifar-10-batches-py")
     run, _ = exam.run(files("init", code), 0, lambda *_: None)
     assert run.reached, run.reason
