@@ -448,18 +448,22 @@ def test_killed_graders_lose_nothing(npz, exam_for, tmp_path):
     assert alive(seed) == []
 
 
-def test_interrupted_grader_queues_what_it_was_grading(npz, tmp_path):
+def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
     store = tmp_path / "store.sqlite"
-    submit(tmp_path, store, {"ada": files("forward", "time.sleep(1000)")})
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == "#1 Ada (ada): hw\n"
+    submit(tmp_path, store, {"ada": files()})
+    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--watch",
+                                "--repeats", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    lines = iter(process.stdout.readline, "")
+    assert next(lines) == "#1 Ada (ada): hw\n"
+    assert any(line.startswith("waiting for submissions") for line in lines)
+    submit(tmp_path, store, {"bob": files("forward", "time.sleep(1000)")})
+    assert next(lines) == "#2 Bob (bob): hw\n"
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted"
     with Store(store) as opened:
-        assert opened.get(1).state == "queued"
+        assert [entry.state for entry in opened.entries()] == ["graded", "queued"]
 
 
 def test_a_new_submission_stops_the_old_one_under_way(npz, tmp_path):
