@@ -129,15 +129,17 @@ class Sandbox:
             return ["setpriv", "--pdeathsig=KILL", shutil.which("unshare"), "--mount", "--pid", "--net", "--ipc", "--uts",
                     *(["--user", "--map-root-user"] if self.user is None else []), "--fork", "--kill-child", "--propagation",
                     "private", "sh", "-euc", BUILD_ROOT, "sh", str(work / "root"), *itertools.chain(*plan, *devices), "--"]
-        # Folders above the mounted ones are for everybody to pass, whatever they are outside.
-        above = {str(folder): None for mount in plan for folder in [*Path(mount.target).parents][-2::-1]}
-        mounted = [("--tmpfs", mount.target) if mount.kind == "hide" else
-                   ("--ro-bind" if mount.kind == "read" else "--bind", mount.source, mount.target) for mount in plan]
+        mounted: list[str] = []
+        for mount in plan:
+            # The folders above it are for everybody to pass, whatever they are outside.
+            for folder in [*Path(mount.target).parents][-2::-1]:
+                mounted += ["--perms", "0755", "--dir", str(folder)]
+            option = {"read": "--ro-bind", "write": "--bind", "hide": "--tmpfs"}[mount.kind]
+            mounted += [option, mount.target] if mount.kind == "hide" else [option, mount.source, mount.target]
         rights = ["--unshare-user"] if self.user is None else [
             text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
         return [shutil.which("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", *rights,
-                "--die-with-parent", *itertools.chain(*(("--perms", "0755", "--dir", folder) for folder in above)),
-                "--dev", "/dev", "--proc", "/proc", *itertools.chain(*mounted), "--remount-ro", "/dev", "--remount-ro", "/",
+                "--die-with-parent", "--dev", "/dev", "--proc", "/proc", *mounted, "--remount-ro", "/dev", "--remount-ro", "/",
                 "--chdir", "/submission", "--"]
 
     def _drop_rights(self) -> list[str]:
@@ -186,8 +188,9 @@ def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list
     python = [Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent.parent,
               *map(Path, [*site.getsitepackages(), site.getusersitepackages()])]
     wanted = [path for path in (*map(Path, SYSTEM), *python, *(path.resolve() for path in python)) if os.path.exists(path)]
-    wanted = [path for path in dict.fromkeys(wanted) if path != Path("/") and not _inside(path, set(wanted) - {path})]
     secret = [path if path.is_dir() else path.parent for path in map(Path.resolve, hidden)]
+    wanted = [path for path in dict.fromkeys(wanted)
+              if path != Path("/") and (not _inside(path, {*wanted} - {path}) or _inside(path, secret))]
     plan = [Mount("read", str(path), str(path)) for path in (*wanted, *PROJECT_FILES, *readable)]
     plan += [Mount("hide", "none", str(path)) for path in dict.fromkeys(secret) if _inside(path, wanted)]
     plan += [Mount("write", str(work / "submission"), "/submission"), Mount("write", str(work / "tmp"), "/tmp"),

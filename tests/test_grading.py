@@ -374,6 +374,22 @@ def test_namespaces_work_here():
     assert "no namespaces here" in sandbox.Sandbox("none", None).notices()[0]
 
 
+def test_what_is_hidden_among_the_systems_files(monkeypatch):
+    """Even where Python itself, or the project's files, lie within."""
+    monkeypatch.setattr(sandbox, "SYSTEM", (*sandbox.SYSTEM, str(Path(sys.prefix).parent), str(ROOT)))
+    script = (f"import os, tqdm; print(os.listdir({str(ROOT)!r}), os.listdir('/usr/share'), "
+              f"os.access({str(sandbox.INSIDE)!r}, os.R_OK))")
+    for box in boxes():
+        if box.has_namespaces:
+            with sandbox.workplace() as work:
+                hidden = [Path(sys.prefix).parent, ROOT, Path("/usr/share")]
+                process = box.start([sys.executable, "-c", script], work, hidden=hidden)
+                output = process.communicate(timeout=60)[0].decode()
+            assert "README.md" not in output, box
+            assert "'course'" in output
+            assert output.endswith("[] True\n")
+
+
 def test_a_sandbox_that_is_named_must_work(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     sandbox.find.cache_clear()
@@ -451,8 +467,9 @@ def test_killed_graders_lose_nothing(npz, exam_for, tmp_path):
 def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files()})
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--watch",
-                                "--repeats", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}",
+                                "--watch", "--repeats", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     lines = iter(process.stdout.readline, "")
     assert next(lines) == "#1 Ada (ada): hw\n"
     assert any(line.startswith("waiting for submissions") for line in lines)
