@@ -30,6 +30,7 @@ import tyro  # noqa: E402
 
 import commands  # noqa: E402
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset  # noqa: E402
+from course.commands import COMMANDS as COURSE_COMMANDS  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -236,7 +237,7 @@ def show(model: object, num_channels: int) -> int:
     return 0 if all(constraint.passed for constraint in constraints) else 1
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **commands.COMMANDS, "summary": Summary, "check": Check}
+COMMANDS = {"sprint": Sprint, "train": Train, **commands.COMMANDS, "summary": Summary, "check": Check, **COURSE_COMMANDS}
 
 
 def set_threads(threads: int) -> None:

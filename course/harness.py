@@ -27,9 +27,9 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -48,16 +48,88 @@ class OutOfTime(Exception):
     """The limit came before the loop's own end."""
 
 
+class Examiner(Protocol):
+    """Who has the clock and the labels of the test split: `LocalExaminer`, or for strangers' code the grader (inside.py)."""
+
+    def start(self) -> Dataset:
+        """Start the clock and hand out the training split: pairs of a tensor and a label, already transformed."""
+
+    def tick(self) -> None:
+        """Called after every batch; raises OutOfTime when the clock is over the limit."""
+
+    def test_set(self) -> Dataset:
+        """The test split, asked for when an epoch of training is over."""
+
+    def mark(self, logits: Tensor, labels: Tensor) -> bool:
+        """Take the outputs for the whole test split, in its order, and the labels that it came with; True to stop."""
+
+
+def train(model: nn.Module, config: Any, optimizer: Any, examiner: Examiner) -> None:
+    """The course's loop. Raises what the submission raises, and what the examiner does."""
+    criterion = nn.CrossEntropyLoss()
+    train_set = examiner.start()
+    train_loader = DataLoader(train_set, batch_size=config.batch_size, shuffle=True)
+    for _ in range(config.num_epochs):
+        model.train()
+        trained_on = 0
+        for images, labels in train_loader:
+            optimizer.zero_grad()
+            criterion(model(images), labels).backward()
+            optimizer.step()
+            trained_on += len(labels)
+            examiner.tick()
+        if trained_on != len(train_set):
+            raise BadInput(f"an epoch of training had {trained_on} instead of {len(train_set)} images")
+        model.eval()
+        outputs: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for images, labels in DataLoader(examiner.test_set(), batch_size=config.batch_size):
+                outputs.append((model(images), labels))
+                examiner.tick()
+        logits, labels = map(torch.cat, zip(*outputs, strict=True))
+        if examiner.mark(logits, labels):
+            break
+
+
+class LocalExaminer:
+    """Holds everything in this process: for code that one trusts.
+
+    Args:
+        train_set, test_set: pairs of a tensor and a label, already transformed.
+        limit: seconds of the clock after which the loop is cut.
+        clock: the present time in seconds.
+    """
+
+    def __init__(self, train_set: Dataset, test_set: Dataset, limit: float, clock: Callable[[], float]) -> None:
+        self.splits, self.limit, self.clock = (train_set, test_set), limit, clock
+        self.accuracies: list[float] = []
+        self.epoch_seconds: list[float] = []
+
+    def start(self) -> Dataset:
+        self.started = self.clock()
+        return self.splits[0]
+
+    def tick(self) -> None:
+        if self.clock() - self.started > self.limit:
+            raise OutOfTime
+
+    def test_set(self) -> Dataset:
+        return self.splits[1]
+
+    def mark(self, logits: Tensor, labels: Tensor) -> bool:
+        self.accuracies.append(int((logits.argmax(1) == labels).sum()) / len(self.splits[1]))
+        self.epoch_seconds.append(self.clock() - self.started)
+        return self.accuracies[-1] > TARGET
+
+
 def run(model: nn.Module, config: Any, train_set: Dataset, test_set: Dataset, limit: float,
         clock: Callable[[], float]) -> dict[str, Any]:
-    """Train `model` as the course does.
+    """Train `model` as the course does, in this process.
 
     Args:
         model: maps a batch of what the data sets hold to raw logits.
         config: has batch_size, num_epochs and optimizer_factory.
-        train_set, test_set: pairs of a tensor and a label, already transformed.
-        limit: seconds of the clock after which the loop is cut.
-        clock: the present time in seconds.
+        train_set, test_set, limit, clock: see `LocalExaminer`.
 
     Returns:
         reached: whether an accuracy was strictly above 0.55 within the limit; stopped_by: "target", "epochs" or "limit";
@@ -68,41 +140,17 @@ def run(model: nn.Module, config: Any, train_set: Dataset, test_set: Dataset, li
     before = clock()
     optimizer = config.optimizer_factory(model)
     optimizer_seconds = clock() - before
-    criterion = nn.CrossEntropyLoss()
-    train_loader = DataLoader(train_set, batch_size=config.batch_size, shuffle=True)
-    test_loader = DataLoader(test_set, batch_size=config.batch_size)
-    accuracies: list[float] = []
-    epoch_seconds: list[float] = []
-    stopped_by = "epochs"
-    started = clock()
-
-    def within_limit(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader:
-            yield batch
-            if clock() - started > limit:
-                raise OutOfTime
-
+    examiner = LocalExaminer(train_set, test_set, limit, clock)
+    out_of_time = False
     try:
-        for _ in range(config.num_epochs):
-            model.train()
-            for images, labels in within_limit(train_loader):
-                optimizer.zero_grad()
-                criterion(model(images), labels).backward()
-                optimizer.step()
-            model.eval()
-            correct = 0
-            with torch.no_grad():
-                for images, labels in within_limit(test_loader):
-                    correct += int((model(images).argmax(1) == labels).sum())
-            accuracies.append(correct / len(test_set))
-            epoch_seconds.append(clock() - started)
-            if accuracies[-1] > TARGET:
-                stopped_by = "target"
-                break
+        train(model, config, optimizer, examiner)
     except OutOfTime:
-        stopped_by = "limit"
-    return {"reached": stopped_by == "target", "stopped_by": stopped_by, "seconds": clock() - started, "epochs": len(accuracies),
-            "accuracies": accuracies, "epoch_seconds": epoch_seconds, "optimizer_seconds": optimizer_seconds,
+        out_of_time = True
+    accuracies = examiner.accuracies
+    reached = bool(accuracies) and accuracies[-1] > TARGET
+    return {"reached": reached, "stopped_by": "limit" if out_of_time else "target" if reached else "epochs",
+            "seconds": clock() - examiner.started, "epochs": len(accuracies), "accuracies": accuracies,
+            "epoch_seconds": examiner.epoch_seconds, "optimizer_seconds": optimizer_seconds,
             "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
@@ -116,6 +164,24 @@ def cifar10(data_dir: Path, transforms: Callable[[Any], Tensor]) -> tuple[Datase
         raise BadInput(f"no CIFAR-10 in {data_dir}: `python main.py sprint --dataset cifar10` downloads it to data/") from error
 
 
+def load(folder: Path, num_channels: int, num_classes: int, seed: int, reached: Callable[[str], None]) -> tuple[nn.Module, Any]:
+    """Seed everything, import the submission in `folder` and build its network.
+
+    `reached` is called with "imported" and "built" when it is so. Returns the network and CONFIG.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry).resolve() not in (here, here.parent))]
+    model_class = importlib.import_module("model").Model
+    config = importlib.import_module("config").CONFIG
+    reached("imported")
+    model = model_class(num_channels=num_channels, num_classes=num_classes)
+    reached("built")
+    return model, config
+
+
 def grade(folder: Path, data_dir: Path, seed: int, limit: float) -> dict[str, Any]:
     """Import the submission in `folder`, train it, and return what `run` returns with seed, limit and the other times.
 
@@ -126,27 +192,23 @@ def grade(folder: Path, data_dir: Path, seed: int, limit: float) -> dict[str, An
         raise BadInput(f"there is no {' and no '.join(missing)} in {folder}")
     import torchvision.datasets  # noqa: F401 (before the submission, which may import it too, is timed)
 
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry).resolve() not in (here, here.parent))]
+    times: dict[str, float] = {}
+    started = clock()
     try:
-        started = clock()
-        model_class = importlib.import_module("model").Model
-        config = importlib.import_module("config").CONFIG
-        imported = clock()
-        model = model_class(num_channels=3, num_classes=10)
-        built = clock()
+        model, config = load(folder, 3, 10, seed, lambda what: times.update({what: clock()}))
         train_set, test_set = cifar10(data_dir, config.transforms)
         result = run(model, config, train_set, test_set, limit, clock)
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"the submission fails{place(error, folder)}: {reason}") from error
-    return {"seed": seed, "limit": limit, "threads": torch.get_num_threads(), "import_seconds": imported - started,
-            "init_seconds": built - imported, **result}
+        raise BadInput(f"the submission fails{place(error, folder)}: {one_line(error)}") from error
+    return {"seed": seed, "limit": limit, "threads": torch.get_num_threads(), "import_seconds": times["imported"] - started,
+            "init_seconds": times["built"] - times["imported"], **result}
+
+
+def one_line(error: BaseException) -> str:
+    """Type and text of an error."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def place(error: BaseException, folder: Path) -> str:

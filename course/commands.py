@@ -1,0 +1,175 @@
+"""The commands submit, grade and leaderboard, filled in by tyro as in main.py; heavy libraries are imported where used."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from config import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "runs" / "submissions.sqlite"
+
+
+@dataclasses.dataclass
+class Submit:
+    """Check folders with model.py, config.py and submission.json, copy these files into the store and queue them for grading.
+
+    Nothing in them is run. A new submission cancels those of the same contributors that are not graded yet.
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """One or more folders, a submission each."""
+    store: Path = STORE
+    """The store: one SQLite file, made where it is missing."""
+    strict: bool = False
+    """Refuse what is otherwise a warning: missing annotations and docstrings."""
+
+    def run(self) -> int:
+        if not self.folders:
+            raise InputError("no folder named: give one or more folders, each with model.py, config.py and submission.json")
+        from course import submission
+        from course.store import Store
+
+        refused = 0
+        with Store(self.store) as store:
+            for folder in self.folders:
+                try:
+                    checked = submission.read(folder, self.strict)
+                except InputError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    refused += 1
+                    continue
+                number, cancelled = store.add(checked)
+                names = ", ".join(name for name, _ in checked.contributors)
+                replaced = f"; cancelled: {', '.join(f'#{n}' for n in cancelled)}" if cancelled else ""
+                print(f"#{number} queued: {checked.assignment} by {names}{replaced}")
+                for warning in checked.warnings:
+                    print(f"note: {warning}", file=sys.stderr)
+        return 2 if refused else 0
+
+
+@dataclasses.dataclass
+class Grade:
+    """Time the queued submissions to 55% test accuracy, each in a sandbox, and write their scores to the store.
+
+    A score is the median over the repeats of the wall time around training, in seconds. Nothing of a submission is trusted:
+    docs/grading.md says what is measured how, and what the sandbox keeps from it. Exit status: 0 when the queue is empty, 130
+    interrupted; what was being graded is then queued again.
+    """
+
+    store: Path = STORE
+    """The store that submit wrote."""
+    dataset: str = "auto"
+    """The data set to train on and be tested on: as for sprint; better one that the students have not seen."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    timeout: float = 360.0
+    """Seconds for training, and as many for what comes before it."""
+    repeats: int = 3
+    """Runs of each submission, each with its own seed."""
+    seed: int = 0
+    """Seed of the first run; the others follow it."""
+    jobs: int = 1
+    """Submissions graded side by side, each on its share of the cores. They slow each other down where memory is the limit."""
+    watch: bool = False
+    """Wait for more submissions when the queue is empty."""
+    count_init: bool = False
+    """Add the time before the clock to the score: imports, Model.__init__ and optimizer_factory."""
+    threads: int = 0
+    """Threads torch computes with, unless a submission sets another number; 0 leaves it to torch (one a core)."""
+    memory: float = 0.0
+    """GB that a submission may use; 0 is 8, or three quarters of this machine's where that is less."""
+    sandbox: Literal["auto", "bwrap", "unshare", "none"] = "auto"
+    """bwrap (bubblewrap), unshare (util-linux), none (limits only); auto takes the first of them that works here."""
+
+    def run(self) -> int:
+        if not self.timeout > 0 or self.repeats < 1 or self.jobs < 1:
+            raise InputError("--timeout must be above 0, --repeats and --jobs 1 or more")
+        if self.seed < 0 or self.threads < 0 or self.memory < 0:
+            raise InputError("--seed, --threads and --memory must be 0 or more")
+        if not self.store.is_file():
+            raise InputError(f"there is no store {self.store}: `python main.py submit DIR` makes it")
+        if sys.platform != "linux":
+            raise InputError("grading needs Linux, for limits and sealed shared memory; submit and leaderboard work here")
+        from course import sandbox
+        from course.store import Store
+
+        Store(self.store).close()  # says what is wrong with it before anything slow is done
+        box = sandbox.find(self.sandbox)
+        for notice in box.notices():
+            print(f"note: {notice}", file=sys.stderr)
+        import data
+        from course.examiner import Exam
+        from course.grading import Grader, Rules, work_side_by_side
+        from sources import CIFAR10_FILES
+        from utils import hardware
+
+        name = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
+        dataset = data.load(name, self.data_dir)
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = int(self.memory * 1e9) or min(8_000_000_000, physical * 3 // 4)
+        public = self.data_dir.resolve() / "cifar-10-batches-py"
+        exam = Exam(dataset, box, self.timeout, memory, self.threads, self.hidden(),
+                    public if all((public / file).is_file() for file in CIFAR10_FILES) else None)
+        settings = {"dataset": dataset.name, "timeout": self.timeout, "count_init": self.count_init, "jobs": self.jobs,
+                    "threads": self.threads, "sandbox": box.kind, "hardware": hardware()}
+        graders = [Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line)
+                   for line in range(self.jobs)]
+        if self.jobs > 1:
+            work_side_by_side(graders, self.watch)
+        else:
+            graders[0].work(self.watch)
+        return 0
+
+    def hidden(self) -> tuple[Path, ...]:
+        """What submissions must not see even where it lies among the system's files."""
+        named = self.dataset.partition(":")[2]
+        return (ROOT, self.data_dir, self.store.parent, *([Path(named)] if named else []))
+
+
+@dataclasses.dataclass
+class Leaderboard:
+    """The best score of every contributor, the fastest first."""
+
+    store: Path = STORE
+    """The store that submit and grade wrote."""
+    csv: Path | None = None
+    """Write the table here as comma-separated values."""
+    html: Path | None = None
+    """Write the table here as one self-contained page."""
+    all: bool = False
+    """List every submission instead, with its state."""
+    show: int | None = None
+    """Show everything about the submission of that number: warnings, runs, and what it printed."""
+
+    def run(self) -> int:
+        if not self.store.is_file():
+            raise InputError(f"there is no store {self.store}: `python main.py submit DIR` makes it")
+        from course import leaderboard
+        from course.store import Store
+
+        with Store(self.store) as store:
+            if self.show is not None:
+                print(leaderboard.details(store.get(self.show)))
+                return 0
+            entries = store.entries()
+        if self.all:
+            print(leaderboard.listing(entries))
+            return 0
+        rows = leaderboard.rank(entries)
+        print(leaderboard.table(rows, entries))
+        for path, text in ((self.csv, leaderboard.as_csv), (self.html, leaderboard.as_html)):
+            if path:
+                from utils import write_atomically
+
+                write_atomically(path, text(rows, entries).encode())
+                print(f"written: {path}")
+        return 0
+
+
+COMMANDS = {"submit": Submit, "grade": Grade, "leaderboard": Leaderboard}

@@ -1,0 +1,221 @@
+"""One run of a submission: the course's loop in the sandbox, the clock, the test labels and the accuracy here.
+
+The clock starts before the training images are handed over and is read when the outputs for the whole test split have arrived and
+their accuracy is known; between them is everything that the submission does to get there. What inside.py says is believed only of
+the network's parameters and constraints, and that it failed.
+"""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import InputError
+from course.harness import TARGET
+from course.process import Failure, Limits, OutOfTime, Process, printable
+from course.sandbox import INSIDE, Sandbox, workplace
+from sources import CIFAR10_FILES, ImageDataset
+
+STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
+INSPECTION = 60.0  # seconds for the constraints
+
+
+@dataclass
+class Run:
+    """What was measured of one training; times in seconds of the grader's clock."""
+
+    seed: int
+    reached: bool = False
+    """An accuracy on the whole test split was strictly above the target within the limit."""
+    stopped_by: str = ""
+    """target, epochs, limit, or failure."""
+    reason: str = ""
+    """Why it is of no use: it failed, or did not reach the target."""
+    seconds: float = 0.0
+    """From handing over the training images to the last accuracy, or to the end."""
+    accuracies: list[float] = field(default_factory=list)
+    """0 to 1, after each epoch."""
+    epoch_seconds: list[float] = field(default_factory=list)
+    """The clock when each of these was known."""
+    import_seconds: float = 0.0
+    init_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    """Of importing its files, of Model.__init__ and of optimizer_factory, all before the clock starts."""
+    log: str = ""
+    """The first and last that it printed."""
+
+    @property
+    def preparation_seconds(self) -> float:
+        return self.import_seconds + self.init_seconds + self.optimizer_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Exam:
+    """A data set as it is handed to submissions, and how they are run. To be closed.
+
+    Args:
+        dataset: the training split is given away, of the test split only the images.
+        sandbox: where they run.
+        timeout: seconds for importing and building, and again for training.
+        memory: bytes that a submission may use.
+        threads: that torch computes with, unless the submission sets another number; 0 leaves it to torch.
+        hidden: files and folders to keep from submissions.
+        cifar10: the public CIFAR-10's folder, whose training split is there for submissions that download it in their code; None
+            where it is not at hand.
+    """
+
+    def __init__(self, dataset: ImageDataset, sandbox: Sandbox, timeout: float, memory: int, threads: int = 0,
+                 hidden: tuple[Path, ...] = (), cifar10: Path | None = None) -> None:
+        self.dataset, self.sandbox, self.timeout, self.hidden, self.cifar10 = dataset, sandbox, timeout, hidden, cifar10
+        self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
+        self.limits = Limits(memory)
+        self.environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        self.train = sealed_file(dataset.train.images, dataset.train.labels)
+        self.test = sealed_file(dataset.test.images)
+
+    def close(self) -> None:
+        os.close(self.train)
+        os.close(self.test)
+
+    def run(self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None],
+            inspect: bool = False) -> tuple[Run, dict[str, Any]]:
+        """Train a submission of these files once.
+
+        `on_progress` gets the run so far and its process, about twice a second and after each epoch; it may raise to stop
+        everything. Returns the run and, with `inspect`, "parameters" and "constraints" of the network (name, value, limit,
+        passed of each), or the "problem" with them. Raises InputError where the sandbox itself does not work.
+        """
+        run = Run(seed)
+        inspected: dict[str, Any] = {}
+        does_not_start: str | None = None
+        with workplace() as work:
+            for name, data in files.items():
+                (work / "submission" / name).write_bytes(data)
+                os.chmod(work / "submission" / name, 0o644)
+            with Process(self.sandbox, work, lambda fd: self._command(work, seed, fd), self.limits,
+                         lambda: on_progress(run, process), environment=self.environment, hidden=self.hidden,
+                         readable=self.readable) as process:
+                process.begin("starting", STARTUP)
+                try:
+                    process.receive("ready")
+                except (Failure, OutOfTime) as problem:
+                    does_not_start = str(problem) or f"not ready after {STARTUP:g} s"
+                else:
+                    try:
+                        self._prepare(process, run)
+                        self._train(process, run, on_progress)
+                        if inspect and run.stopped_by != "limit":  # at the limit it is still busy
+                            inspected = self._inspect(process, run)
+                    except Failure as failure:
+                        run.stopped_by, run.reason, run.reached = "failure", str(failure), False
+            run.log = process.log()
+        if does_not_start is not None:
+            raise InputError(f"the sandbox does not work ({does_not_start}): {printable(run.log)}")
+        return run, inspected
+
+    def _command(self, work: Path, seed: int, fd: int) -> list[str]:
+        dataset = self.dataset
+        task = {"channel": fd, "folder": str(self.sandbox.folder(work)), "seed": seed, "image_size": dataset.image_size,
+                "network": [dataset.num_channels, dataset.num_classes], "cifar10": self.cifar10 and str(self.cifar10.parent),
+                "limits": self.limits.of_kernel(2 * self.timeout)}
+        return [sys.executable, "-B", str(INSIDE), json.dumps(task)]
+
+    def _prepare(self, process: Process, run: Run) -> None:
+        """Up to the moment when it is ready to train."""
+        process.begin("loading it", self.timeout)
+        process.send({})
+        try:
+            for stage, name, doing in (("imported", "import_seconds", "importing it"),
+                                       ("built", "init_seconds", "building its Model"),
+                                       ("start", "optimizer_seconds", "building its optimizer")):
+                process.doing = doing
+                before = time.perf_counter()
+                process.receive(stage)
+                setattr(run, name, time.perf_counter() - before)
+        except OutOfTime:
+            raise Failure(f"it was still {process.doing} after {self.timeout:g} s") from None
+
+    def _train(self, process: Process, run: Run, on_progress: Callable[[Run, Process], None]) -> None:
+        labels, num_classes = self.dataset.test.labels, self.dataset.num_classes
+        predictions = np.empty(0, int)
+        process.begin("training", self.timeout)
+        started = process.began
+        try:
+            process.send({"shape": self.dataset.train.images.shape}, self.train)
+            while not run.reached:
+                epoch = len(run.accuracies) + 1
+                process.doing = f"training, epoch {epoch}"
+                message, _ = process.receive("trained", "done")
+                if message["at"] == "done":
+                    break
+                process.doing = f"testing, epoch {epoch}"
+                if epoch == 1:
+                    process.send({"shape": self.dataset.test.images.shape}, self.test)
+                _, raw = process.receive("mark", raw=4 * len(labels) * num_classes)
+                logits = np.frombuffer(raw, np.float32).reshape(-1, num_classes)
+                if np.isnan(logits).any():
+                    raise Failure(f"its outputs for the test images are not numbers (NaN) after epoch {epoch}")
+                predictions = logits.argmax(1)
+                accuracy = float((predictions == labels).mean())
+                seconds = time.perf_counter() - started
+                if seconds > self.timeout:
+                    raise OutOfTime
+                run.accuracies.append(accuracy)
+                run.epoch_seconds.append(seconds)
+                run.reached = accuracy > TARGET
+                process.send({"stop": run.reached})
+                on_progress(run, process)
+            run.stopped_by = "target" if run.reached else "epochs"
+        except OutOfTime:
+            run.stopped_by = "limit"
+        run.seconds = run.epoch_seconds[-1] if run.reached else time.perf_counter() - started
+        if not run.reached:
+            run.reason = self._missed(run, predictions)
+
+    def _missed(self, run: Run, predictions: np.ndarray) -> str:
+        """Why the target was not reached, in words."""
+        epochs = len(run.accuracies)
+        best = f"the best of {epochs} epochs was {max(run.accuracies):.2%}" if epochs else "no epoch was finished"
+        when = f"within {self.timeout:g} s" if run.stopped_by == "limit" else "in its num_epochs"
+        constant = "; every test image gets the same prediction" if epochs and np.ptp(predictions) == 0 else ""
+        return f"not above {TARGET:.0%} {when}: {best}{constant}"
+
+    def _inspect(self, process: Process, run: Run) -> dict[str, Any]:
+        """Parameters and constraints, as far as the process says them in an orderly way; the run counts without them, too."""
+        process.begin("computing its constraints", INSPECTION)
+        try:
+            if run.reached:  # else it is how its training has ended
+                process.receive("done")
+            process.send({"inspect": True})
+            message, _ = process.receive("inspected")
+            found: dict[str, Any] = {"parameters": int(message["parameters"])}
+            if "constraints" in message:
+                found["constraints"] = [[printable(str(name)), printable(str(value)), printable(str(limit)), passed is True]
+                                        for name, value, limit, passed in message["constraints"]]
+            else:
+                found["problem"] = printable(str(message["problem"]))
+        except (Failure, OutOfTime, KeyError, TypeError, ValueError) as problem:
+            return {"problem": printable(f"not computed: {str(problem) or f'more than {INSPECTION:g} s'}")}
+        return found
+
+
+def sealed_file(*arrays: np.ndarray) -> int:
+    """The bytes of the arrays, one after the other, in memory that can be shared but by nobody changed; returns the file."""
+    if not hasattr(os, "memfd_create"):
+        raise InputError("grading needs Linux: submissions are handed the images in memory that is shared and sealed")
+    fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        for data in arrays:
+            file.write(np.ascontiguousarray(data).data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd

@@ -1,0 +1,179 @@
+"""The leaderboard: the best score of every contributor, as text, CSV and HTML; and all that the store knows of a submission."""
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from course.store import Entry
+
+SETTINGS = ("dataset", "timeout", "count_init", "jobs", "threads")  # scores compare where these are equal
+
+
+@dataclass(frozen=True)
+class Row:
+    """A place on the leaderboard."""
+
+    rank: int
+    contributors: str
+    """Those whose best score this is."""
+    submission: int
+    seconds: float
+    """The score: the median of the repeats."""
+    fastest: float
+    slowest: float
+    """Of the repeats; infinite where one missed the target."""
+    repeats: int
+    accuracy: float
+    """0 to 1, after the last epoch: the least of the repeats that reached the target."""
+    epochs: int
+    """The most of these repeats."""
+    preparation: float
+    """Seconds before the clock, the most of the repeats: import, Model.__init__ and optimizer_factory."""
+    parameters: int | None
+    passed: int
+    constraints: int
+    """How many constraints of section 3 are met, of how many; 0 of 0 where they could not be computed."""
+    failed: str
+    """The names of those that are not."""
+    submitted: str
+    """UTC."""
+
+
+def rank(entries: Sequence[Entry]) -> list[Row]:
+    """The best graded submission of every contributor, the fastest first; equal to the hundredth of a second, the earlier first."""
+    graded = sorted((entry for entry in entries if entry.state == "graded"),
+                    key=lambda entry: (round(entry.score, 2), entry.submitted, entry.id))
+    best: dict[str, Entry] = {}
+    for entry in graded:
+        for _, pennkey in entry.contributors:
+            best.setdefault(pennkey, entry)
+    placed = [entry for entry in graded if entry in best.values()]
+    return [_row(place, entry, best) for place, entry in enumerate(placed, 1)]
+
+
+def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
+    names = [f"{name} ({pennkey})" for name, pennkey in entry.contributors if best[pennkey] is entry]
+    runs = entry.result["runs"]
+    reached = [run for run in runs if run["reached"]]
+    seconds = [_seconds(run, entry.result["count_init"]) for run in runs]
+    constraints = entry.result.get("constraints", [])
+    return Row(
+        place, ", ".join(names), entry.id, entry.score, min(seconds), max(seconds), len(runs),
+        min(run["accuracies"][-1] for run in reached), max(len(run["accuracies"]) for run in reached),
+        max(map(_preparation, runs)), entry.result.get("parameters"), sum(passed for *_, passed in constraints), len(constraints),
+        ", ".join(name for name, *_, passed in constraints if not passed), _when(entry.submitted))
+
+
+def _preparation(run: dict[str, Any]) -> float:
+    return run["import_seconds"] + run["init_seconds"] + run["optimizer_seconds"]
+
+
+def _seconds(run: dict[str, Any], count_init: bool) -> float:
+    return run["seconds"] + (_preparation(run) if count_init else 0) if run["reached"] else float("inf")
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+# Heading -> text of a row; what text, page and CSV show.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "rank": lambda row: str(row.rank),
+    "contributors": lambda row: row.contributors,
+    "seconds": lambda row: f"{row.seconds:.2f}",
+    "spread": lambda row: f"{row.fastest:.2f} to " + (f"{row.slowest:.2f}" if row.slowest < float("inf") else "missed"),
+    "runs": lambda row: str(row.repeats),
+    "accuracy": lambda row: f"{row.accuracy:.2%}",
+    "epochs": lambda row: str(row.epochs),
+    "before clock": lambda row: f"{row.preparation:.2f}",
+    "parameters": lambda row: "" if row.parameters is None else f"{row.parameters:,}",
+    "constraints": lambda row: f"{row.passed} of {row.constraints}" + (f", not: {row.failed}" if row.failed else "")
+    if row.constraints else "unknown",
+    "submitted (UTC)": lambda row: row.submitted,
+    "no.": lambda row: f"#{row.submission}",
+}
+
+
+def table(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+    """The leaderboard as aligned text, with a summary of the states below it."""
+    lines = _aligned([list(COLUMNS), *([text(row) for text in COLUMNS.values()] for row in rows)])
+    return "\n".join([lines if rows else "nothing is graded yet", "", *summary(entries)])
+
+
+def summary(entries: Sequence[Entry]) -> list[str]:
+    """How many submissions are in which state, and under which settings the graded ones were."""
+    states = [entry.state for entry in entries]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines = [f"{len(entries)} submissions" + (f": {counts}" if counts else "")]
+    settings = dict.fromkeys(tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded")
+    for values in settings:
+        dataset, timeout, count_init, jobs, threads = values
+        lines.append(f"on {dataset}, limit {timeout:g} s" + (", with the time before the clock" if count_init else "")
+                     + (f", {jobs} jobs side by side" if jobs > 1 else "") + (f", {threads} threads" if threads else ""))
+    if len(settings) > 1:
+        lines.append("these are several settings: scores compare only within one; grade all again in a store of their own")
+    return lines
+
+
+def listing(entries: Sequence[Entry]) -> str:
+    """Every submission with its state, as aligned text."""
+    rows = [["no.", "state", "contributors", "submitted (UTC)", ""]]
+    rows += [[f"#{entry.id}", entry.state, entry.names, _when(entry.submitted),
+              f"{entry.score:.2f} s" if entry.score is not None else entry.reason] for entry in entries]
+    return "\n".join([_aligned(rows), "", *summary(entries)])
+
+
+def details(entry: Entry) -> str:
+    """Everything about a submission, as text."""
+    lines = [f"#{entry.id} {entry.state}{f': {entry.reason}' if entry.reason else ''}", f"assignment    {entry.assignment}",
+             f"contributors  {entry.names}", f"submitted     {_when(entry.submitted)} UTC",
+             *(f"source        {source}" for source in entry.sources), *(f"warning       {warning}" for warning in entry.warnings)]
+    if entry.score is not None:
+        lines.append(f"score         {entry.score:.2f} s")
+    for key in ("dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
+        if key in entry.result:
+            lines.append(f"{key:13} {entry.result[key]}")
+    lines += [f"constraint    {name}: {value} (limit {limit}){'' if passed else ' FAIL'}"
+              for name, value, limit, passed in entry.result.get("constraints", ())]
+    for run in entry.result.get("runs", ()):
+        accuracies = ", ".join(f"{accuracy:.2%} ({seconds:.2f} s)"
+                               for accuracy, seconds in zip(run["accuracies"], run["epoch_seconds"], strict=True)) or "none"
+        lines += ["", f"seed {run['seed']}: stopped by {run['stopped_by']} after {run['seconds']:.2f} s"
+                      f"{': ' + run['reason'] if run['reason'] else ''}",
+                  f"  accuracy after each epoch: {accuracies}",
+                  f"  before the clock: import {run['import_seconds']:.2f} s, __init__ {run['init_seconds']:.2f} s, optimizer "
+                  f"{run['optimizer_seconds']:.2f} s", *(f"  | {line}" for line in run["log"].splitlines())]
+    return "\n".join(lines)
+
+
+def as_csv(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+    """The leaderboard as comma-separated values."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        # A spreadsheet would take a name that begins like a formula for one.
+        writer.writerow(["'" + value if value[:1] in "=+-@" else value for value in (text(row) for text in COLUMNS.values())])
+    return buffer.getvalue()
+
+
+def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+    """The leaderboard as one page that loads nothing, every value escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    hardware = [entry.result["hardware"] for entry in entries if entry.state == "graded"]
+    return environment.get_template("leaderboard.html.jinja").render(
+        headings=list(COLUMNS), rows=[[text(row) for text in COLUMNS.values()] for row in rows], summary=summary(entries),
+        hardware="; ".join(dict.fromkeys(f"{machine['processor']}, {machine['cores']} cores" for machine in hardware)))
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

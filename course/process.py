@@ -1,0 +1,301 @@
+"""A submission's process seen from the grader: its messages, its output, what it uses, and its end with all that it started."""
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from course.sandbox import Sandbox
+
+PR_SET_CHILD_SUBREAPER = 36
+TICK = 0.5  # seconds between two looks at what the processes use
+MAX_MESSAGE = 100_000  # bytes
+HEAD, TAIL = 4_000, 16_000  # bytes of the output that are kept
+
+
+class Failure(Exception):
+    """The submission failed; the text says why."""
+
+
+class OutOfTime(Exception):
+    """The deadline came."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a submission may use. Threads, open files and the size of a single file are limited by the kernel."""
+
+    memory: int
+    """Bytes, of each process (kernel) and of all together (watched)."""
+    processes: int = 64
+    output: int = 16_000_000
+    """Bytes printed."""
+    disk: int = 1_000_000_000
+    """Bytes in its folder and in /tmp, together."""
+    files: int = 10_000
+
+    def of_kernel(self, seconds: float) -> dict[str, int]:
+        """For inside.confine, for a submission that may run for about so many seconds."""
+        threads = 512 + _threads_of_user()  # the kernel counts all of the user's on older systems
+        return {"RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600, "RLIMIT_DATA": self.memory, "RLIMIT_FSIZE": 256_000_000,
+                "RLIMIT_NOFILE": 1024, "RLIMIT_NPROC": threads, "RLIMIT_CORE": 0}
+
+
+class Process:
+    """A running sandbox.
+
+    Args:
+        sandbox, work: see `Sandbox.start`, which gets `command` with the number of the channel's file appended by `arguments`.
+        arguments: channel's file -> the command.
+        limits: of all its processes together.
+        on_tick: called several times a second while a message is waited for; may raise to stop.
+        start_options: more for `Sandbox.start`.
+    """
+
+    def __init__(self, sandbox: Sandbox, work: Path, arguments: Callable[[int], Sequence[str]], limits: Limits,
+                 on_tick: Callable[[], None], **start_options: Any) -> None:
+        self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
+        self.begin("starting", float("inf"))
+        self.inbox, self.room = bytearray(), 0
+        self.head, self.tail, self.printed = bytearray(), bytearray(), 0
+        self.others: set[int] = set()
+        if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+            self.others = _descendants(os.getpid())
+        self.channel, theirs = socket.socketpair()
+        try:
+            self.popen = sandbox.start(arguments(theirs.fileno()), work, [theirs.fileno()], **start_options)
+        finally:
+            theirs.close()
+        self.channel.setblocking(False)
+        os.set_blocking(self.popen.stdout.fileno(), False)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.channel, selectors.EVENT_READ, self._read_channel)
+        self.selector.register(self.popen.stdout, selectors.EVENT_READ, self._read_output)
+        self.next_tick = time.perf_counter() + TICK
+
+    def begin(self, doing: str, limit: float) -> None:
+        """What it is to do now, and in how many seconds: `receive` raises OutOfTime after them."""
+        self.doing, self.began = doing, time.perf_counter()
+        self.deadline = self.began + limit
+
+    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+        text = json.dumps(message).encode()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # what is wrong shows when we receive
+            self.channel.sendmsg([struct.pack("!I", len(text)) + text], ancillary)
+
+    def receive(self, *stages: str, raw: int = 0) -> tuple[dict[str, Any], bytes]:
+        """The next message, which must be of one of these stages and followed by `raw` bytes.
+
+        Raises Failure where it is another, or the process ended or used too much; OutOfTime at the deadline.
+        """
+        self.room = 4 + MAX_MESSAGE + raw
+        while (message := self._parse(stages, raw)) is None:
+            self._wait()
+        return message
+
+    def _parse(self, stages: tuple[str, ...], raw: int) -> tuple[dict[str, Any], bytes] | None:
+        """The first message in the inbox, once it is whole."""
+        if len(self.inbox) < 4:
+            return None
+        length = struct.unpack("!I", self.inbox[:4])[0]
+        if length > MAX_MESSAGE:
+            raise Failure("it disturbed the messages to the grader")
+        if len(self.inbox) < 4 + length:
+            return None
+        try:
+            message = json.loads(self.inbox[4 : 4 + length])
+            if message["at"] == "failed":
+                raise Failure(printable(str(message["reason"])))
+            if message["at"] not in stages:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise Failure("it disturbed the messages to the grader") from None
+        if len(self.inbox) < 4 + length + raw:
+            return None
+        payload = bytes(self.inbox[4 + length : 4 + length + raw])
+        del self.inbox[: 4 + length + raw]
+        return message, payload
+
+    def _wait(self) -> None:
+        """Until something comes, for a tick at most."""
+        now = time.perf_counter()
+        if now > self.deadline:
+            raise OutOfTime
+        if now >= self.next_tick:
+            self.next_tick = now + TICK
+            if self.popen.poll() is not None and not self.selector.select(0):  # what it started may still hold the channel
+                raise Failure(f"its process {self._how_it_ended()} while {self.doing}")
+            self._check_use()
+            self.on_tick()
+        for key, _ in self.selector.select(max(0, min(self.next_tick, self.deadline) - now)):
+            key.data()
+
+    def _read_channel(self) -> None:
+        try:
+            data = self.channel.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        self.inbox += data
+        if not data:
+            raise Failure(f"its process {self._how_it_ended()} while {self.doing}")
+        if len(self.inbox) > self.room + (1 << 20):
+            raise Failure("it disturbed the messages to the grader")
+
+    def _read_output(self) -> None:
+        data = os.read(self.popen.stdout.fileno(), 1 << 16)
+        if not data:
+            self.selector.unregister(self.popen.stdout)
+            return
+        self.printed += len(data)
+        room = HEAD - len(self.head)
+        self.head += data[:room]
+        self.tail = (self.tail + data[max(room, 0):])[-TAIL:]
+        if self.printed > self.limits.output:
+            raise Failure(f"it printed more than {self.limits.output / 1e6:g} MB while {self.doing}")
+
+    def _how_it_ended(self) -> str:
+        try:
+            status = self.popen.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "closed its channel to the grader"
+        number = -status if status < 0 else status - 128
+        if number == signal.SIGXCPU:
+            return "used up its processor time"
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(number).name}"
+        return f"ended by itself (exit status {status})"
+
+    def _check_use(self) -> None:
+        processes = self._members()
+        if len(processes) > self.limits.processes:
+            raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
+        memory = sum(map(_resident, processes))
+        if memory > self.limits.memory and sum(map(_proportional, processes)) > self.limits.memory:
+            raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
+        size = count = 0
+        with contextlib.suppress(RecursionError):  # so deep before Python 3.12; what is below is not counted
+            for folder, folders, files in os.walk(self.work):
+                count += len(folders) + len(files)
+                for name in files if count <= self.limits.files else ():
+                    with contextlib.suppress(OSError):
+                        size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+        if count > self.limits.files or size > self.limits.disk:
+            raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
+
+    def _members(self) -> set[int]:
+        """The process, without namespaces also those that it started and that have since lost their parent."""
+        if self.sandbox.has_namespaces:
+            return _descendants(self.popen.pid)
+        return _descendants(os.getpid()) - self.others
+
+    def log(self) -> str:
+        """The first and last of what it printed."""
+        left_out = self.printed - len(self.head) - len(self.tail)
+        between = f"\n[... {left_out:,} bytes ...]\n".encode() if left_out else b""
+        return printable((bytes(self.head) + between + bytes(self.tail)).decode(errors="replace"), 1 << 20, lines=True)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process and all that it started, and wait until they are gone."""
+        known: set[int] = set()
+        until = time.perf_counter() + 10
+        while time.perf_counter() < until:
+            new = self._members() - known
+            for pid in new:  # who is stopped starts no other
+                _signal(pid, signal.SIGSTOP)
+            known |= new
+            if not new:
+                break
+        for pid in {self.popen.pid, *known}:
+            _signal(pid, signal.SIGKILL)
+        self.popen.wait()
+        while time.perf_counter() < until and (left := self._members() | {pid for pid in known if _is_alive(pid)}):
+            for pid in left:
+                _signal(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
+        if not self.sandbox.has_namespaces:
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+        with contextlib.suppress(BlockingIOError, Failure, KeyError):  # its last words, up to the end, which unregisters it
+            while self.selector.get_key(self.popen.stdout):
+                self._read_output()
+        self.selector.close()
+        self.channel.close()
+        self.popen.stdout.close()
+
+
+def printable(text: str, longest: int = 300, lines: bool = False) -> str:
+    """`text` without what could command a terminal, on one line unless `lines`, cut to so many characters."""
+    kept = "".join(c if c.isprintable() or (lines and c in "\n\t") else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
+                   for c in text.replace("\r\n", "\n").replace("\r", "\n"))
+    kept = kept if lines else " ".join(kept.split())
+    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _stat(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat after the name (which may hold anything): state, parent, ...; none where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _is_alive(pid: int) -> bool:
+    return bool(fields := _stat(pid)) and fields[0] not in "ZX"
+
+
+def _descendants(ancestor: int) -> set[int]:
+    """The live processes that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
+    parents = {int(name): int(fields[1]) for name in os.listdir("/proc")
+               if name.isdigit() and (fields := _stat(name)) and fields[0] not in "ZX"}
+    found, new = set(), {ancestor} & set(parents)
+    while new:
+        found |= new
+        new = {pid for pid, parent in parents.items() if parent in new} - found
+    return found - {os.getpid()}
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    """Resident memory in bytes, pages that several processes share divided among them; slower to find out."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
+    return _resident(pid)
+
+
+def _threads_of_user() -> int:
+    """Threads that the grader's user has now."""
+    count = 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, IndexError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.getuid():
+                count += int(_stat(name)[17])
+    return count

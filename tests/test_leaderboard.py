@@ -1,0 +1,118 @@
+"""Who stands where, and that nothing a student writes becomes anything else than text."""
+import csv
+import io
+
+import pytest
+
+from conftest import run_main
+from course import leaderboard
+from course.store import Store
+from course.submission import Submission
+
+
+def run(seconds, accuracy=0.6, seed=0):
+    """One run; None seconds is a miss."""
+    return {"seed": seed, "reached": seconds is not None, "stopped_by": "target" if seconds else "epochs", "reason": "",
+            "seconds": seconds or 99.0, "accuracies": [0.4, accuracy], "epoch_seconds": [1.0, 2.0], "import_seconds": 0.5,
+            "init_seconds": 0.25, "optimizer_seconds": 0.125, "log": "<b>said</b>\n"}
+
+
+RESULT = {"dataset": "shapes", "timeout": 360.0, "count_init": False, "jobs": 1, "threads": 0, "sandbox": "bwrap",
+          "parameters": 1234, "hardware": {"processor": "A processor", "cores": 2},
+          "constraints": [["GAP", "in O", "in O", True], ["dilated", "none", ">= 1", False]]}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "store.sqlite") as opened:
+        yield opened
+
+
+def graded(store, score, *contributors, runs=None, **result):
+    """Adds a graded submission; contributors are pennkeys, or (name, pennkey)."""
+    people = tuple(person if isinstance(person, tuple) else (person.title(), person) for person in contributors)
+    number, _ = store.add(Submission({}, "hw", people, ("none",), ()))
+    assert store.take()[0].id == number
+    state = "graded" if score else "failed"
+    assert store.finish(number, state, "" if score else "not above 55%", score, RESULT | {"runs": runs or [run(score)]} | result)
+
+
+def places(store):
+    return [(row.contributors, row.submission) for row in leaderboard.rank(store.entries())]
+
+
+def test_the_best_of_each_the_fastest_first_ties_to_the_earlier(store):
+    graded(store, 3.0, "ada")
+    graded(store, 5.0, "bob")
+    graded(store, 2.0, "ada")
+    graded(store, 4.0, "ada")
+    graded(store, 1.9996, "eve")  # 2.00, as ada's of earlier
+    graded(store, None, "joe")
+    store.add(Submission({}, "hw", (("Kim", "kim"),), ("none",), ()))
+    assert places(store) == [("Ada (ada)", 3), ("Eve (eve)", 5), ("Bob (bob)", 2)]
+
+
+def test_who_submits_alone_and_in_a_group(store):
+    graded(store, 3.0, "ada", "bob")
+    graded(store, 2.0, "ada")
+    graded(store, 4.0, "bob")
+    assert places(store) == [("Ada (ada)", 2), ("Bob (bob)", 1)]
+
+
+def test_what_a_row_says(store):
+    graded(store, 3.0, "ada", runs=[run(3.0, 0.61), run(None, 0.5), run(2.5, 0.58)])
+    (row,) = leaderboard.rank(store.entries())
+    assert {heading: text(row) for heading, text in leaderboard.COLUMNS.items()} == {
+        "rank": "1", "contributors": "Ada (ada)", "seconds": "3.00", "spread": "2.50 to missed", "runs": "3", "accuracy": "58.00%",
+        "epochs": "2", "before clock": "0.88", "parameters": "1,234", "constraints": "1 of 2, not: dilated",
+        "submitted (UTC)": row.submitted, "no.": "#1"}
+
+
+def test_without_constraints(store):
+    graded(store, 3.0, "ada", constraints=[], parameters=None)
+    (row,) = leaderboard.rank(store.entries())
+    assert leaderboard.COLUMNS["constraints"](row) == "unknown"
+    assert leaderboard.COLUMNS["parameters"](row) == ""
+
+
+def test_several_settings_are_told(store):
+    graded(store, 3.0, "ada")
+    assert "several settings" not in leaderboard.table(leaderboard.rank(store.entries()), store.entries())
+    graded(store, 3.0, "bob", dataset="cifar10")
+    assert "several settings" in leaderboard.table(leaderboard.rank(store.entries()), store.entries())
+
+
+def test_names_are_text_everywhere(store, tmp_path):
+    graded(store, 3.0, ("<script>alert(1)</script>", "=1+1"), ("=2+2, \"Eve\"", "@eve"))
+    page, table = tmp_path / "board.html", tmp_path / "board.csv"
+    result = run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--html", page, "--csv", table)
+    assert result.returncode == 0, result.stderr
+    assert "&lt;script&gt;" in page.read_text()
+    assert "<script" not in page.read_text()
+    assert "http" not in page.read_text().replace("http-equiv", "")  # it loads nothing
+    heading, row = csv.reader(io.StringIO(table.read_text()))
+    assert heading == list(leaderboard.COLUMNS)
+    assert row[1] == '<script>alert(1)</script> (=1+1), =2+2, "Eve" (@eve)'
+    assert row[2] == "3.00"
+
+
+def test_a_csv_cell_is_no_formula(store):
+    graded(store, 3.0, ("=HYPERLINK(1)", "eve"))
+    assert "'=HYPERLINK" in leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())
+
+
+def test_empty(store):
+    assert leaderboard.table([], []).startswith("nothing is graded yet\n\n0 submissions")
+    assert "Nothing is graded yet" in leaderboard.as_html([], [])
+
+
+def test_details(store, tmp_path):
+    graded(store, None, "ada", runs=[run(None)])
+    text = leaderboard.details(store.get(1))
+    for words in ("#1 failed: not above 55%", "Ada (ada)", "40.00% (1.00 s), 60.00% (2.00 s)", "  | <b>said</b>", "dilated: none",
+                  "import 0.50 s, __init__ 0.25 s, optimizer 0.12 s"):
+        assert words in text
+    shown = run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--show", 1)
+    assert shown.stdout == text + "\n"
+    assert run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--show", 2).returncode == 2
+    assert "#1   failed" in run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--all").stdout
