@@ -104,14 +104,17 @@ def count_mult_adds(model: nn.Module, num_channels: int, image_size: tuple[int, 
 
 
 def hardware() -> dict[str, Any]:
-    """This machine: processor, cores this process may use, torch's threads, accelerator, system."""
+    """This machine: processor, its instructions for bf16 (None: it only emulates it), cores this process may use, torch's threads,
+    accelerator, system."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         processor = found[1] if found else processor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return {"processor": processor, "cores": cores, "threads": torch.get_num_threads(),
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)), None)
+    return {"processor": processor, "bf16": bf16, "cores": cores, "threads": torch.get_num_threads(),
             "accelerator": accelerator.type if accelerator else None, "system": f"{platform.system()} {platform.machine()}"}
 
 

@@ -63,18 +63,24 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         cells = (f"`{name}`: {PRESETS[name].about}", f"{card['parameters']:,}", f"{card['mult_adds'] / 1e6:.1f} M",
                  f"{card['epochs']:g}", duration(card["seconds"]), f"{card['val_accuracy']:.2%}", f"{card['test_accuracy']:.2%}")
         rows.append(f"| {' | '.join(cells)} |")
-    machine, versions = card["hardware"], card["versions"]
     notes = [f"CIFAR-10, seed {record['config']['seed']}, the whole pipeline included; the time is that of training with its looks "
-             f"at the held-out images. {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
-             f"{versions['torch']}."]
+             "at the held-out images."]
+    notes += sorted({machine(record["card"]) for record in records.values()})
     for name in records:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
             seeds = json.loads(path.read_text())
             notes.append(f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
                          f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
-                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`.")
+                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}")
     return "\n".join([*rows, "", *notes])
+
+
+def machine(record: dict[str, Any]) -> str:
+    """What a card or a record of seeds was measured on, as a sentence."""
+    hardware, versions = record["hardware"], record["versions"]
+    return (f"{hardware['processor']} ({hardware['bf16'] or 'no bf16'}), {hardware['cores']} cores, {hardware['threads']} threads, "
+            f"torch {versions['torch']}.")
 
 
 def duration(seconds: float) -> str:

@@ -237,14 +237,15 @@ def test_waiting_is_counted_and_kept(noise, tmp_path):
 def test_results_from_records(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "RECORDS", tmp_path)
     evaluations = [{"val_accuracy": 0.7}, {"val_accuracy": 0.85}]
+    machine = {"hardware": {"processor": "P", "bf16": None, "cores": 2, "threads": 2}, "versions": {"torch": "2"}}
     card = {"parameters": 194_154, "mult_adds": 12_120_000, "epochs": 8.0, "seconds": 95.4, "val_accuracy": 0.8612,
-            "test_accuracy": 0.8534, "hardware": {"processor": "P", "cores": 2, "threads": 2}, "versions": {"torch": "2"}}
+            "test_accuracy": 0.8534, **machine}
     records = {"fast85": {"card": card, "config": {"seed": 0}, "history": {"seconds": [40.0, 95.0], "evaluations": evaluations}}}
     text = accuracy.table(records)
     assert "| 194,154 | 12.1 M | 8 | 95 s | 86.12% | 85.34% |" in text
     assert "seeds" not in text
     runs = {"target": 0.85, "runs": [{}, {}, {}], "median_seconds": 95.2, "min_seconds": 90.0, "max_seconds": 99.9, "misses": 1,
-            "command": "python main.py sprint --preset fast85"}
+            "command": "python main.py sprint --preset fast85", **machine}
     (tmp_path / "fast85-seeds.json").write_text(json.dumps(runs))
     assert "3 seeds, each a fresh process: median 95 s (90 to 100), 1 missed" in accuracy.table(records)
     for plot in (accuracy.plot_parameters, accuracy.plot_learning):
