@@ -78,7 +78,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     page.add("Learning curves", *(Figure(
         f"{kind}-curves", curves_with_spread(
             {name: [[factor * getattr(e, f"val_{kind}") for e in o.history.evaluations] for o in runs[name]] for name in names},
-            steps, "optimizer steps", label),
+            steps, "optimizer steps", label, log=kind == "loss"),
         f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them.")
         for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)"))))
     page.add("The numbers", Table(
@@ -131,9 +131,8 @@ def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str
     accuracy = {name: [o.test_accuracy for o in outcomes] for name, outcomes in runs.items()}
     ranked = sorted(accuracy, key=lambda name: -np.mean(accuracy[name]))
     says = [f"Test accuracy from the highest: {', '.join(f'{name} {percent(accuracy[name])}' for name in ranked)}."]
-    if len(ranked) > 1:
-        best = ranked[0]
-        says += [compare(best, accuracy[best], name, accuracy[name], "test accuracy") for name in ranked[1:]]
+    reference, *others = accuracy  # not the best one, which is so by chance as well
+    says += [compare(name, accuracy[name], reference, accuracy[reference], "test accuracy") for name in others]
     steps = {name: [reached(o) for o in outcomes] for name, outcomes in runs.items()}
     always = {name: float(np.mean(values)) for name, values in steps.items() if None not in values}
     if always:

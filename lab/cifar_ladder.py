@@ -76,7 +76,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     page.add("Learning curves", *(Figure(
         f"{kind}-curves", curves_with_spread(
             {name: [[factor * getattr(e, f"val_{kind}") for e in o.history.evaluations] for o in runs[name]] for name in runs},
-            seen, "thousands of images seen", label),
+            seen, "thousands of images seen", label, log=kind == "loss"),
         f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them.")
         for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)"))))
     page.add("The numbers", Table(

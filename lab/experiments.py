@@ -117,7 +117,7 @@ class Activations(Experiment):
     per_class: int | None = None
     """Training images of each class (default: 200, with --quick 64)."""
     activations: tuple[str, ...] = ("relu", "gelu", "tanh", "sigmoid", "silu", "leaky_relu")
-    """Of relu, gelu, tanh, sigmoid, silu, leaky_relu, elu, softplus, hardswish, mish."""
+    """Of relu, gelu, tanh, sigmoid, silu, leaky_relu, elu, softplus, hardswish, mish; each is compared with the first."""
     steps: int | None = None
     """Optimizer steps of each training (default: 300, with --quick 100)."""
     seeds: int | None = None

@@ -49,7 +49,8 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
     return png(figure, 110)
 
 
-def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Sequence[float], xlabel: str, ylabel: str) -> bytes:
+def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Sequence[float], xlabel: str, ylabel: str,
+                       log: bool = False) -> bytes:
     """The mean over runs of each series (runs, len(x)), and as a band its least and largest value."""
     figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
@@ -57,6 +58,11 @@ def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Seque
         axes.plot(x, np.mean(runs, 0), label=label, linewidth=1.8, **style(index))
         axes.fill_between(x, np.min(runs, 0), np.max(runs, 0), color=style(index)["color"], alpha=0.12, linewidth=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="minor", labelsize=7)
     figure.legend(loc="outside right upper", fontsize=9)
     tidy(axes)
     return png(figure, 110)

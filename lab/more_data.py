@@ -57,7 +57,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         ("data", f"{images.dataset.name}, {classes} classes"),
         ("training images", f"{', '.join(labels[count] for count in counts)} a class; with the same seed the fewer are a part of "
                             "the more"),
-        ("held-out images", f"{len(images.val.labels):,}, from the training split, none of them trained on, always the same"),
+        ("held-out images", f"{len(images.val.labels):,}, from the training split, none of them trained on, the same for every "
+                            "number"),
         ("test images", f"{len(images.dataset.test.labels):,}, looked at once, at the end"),
         ("models", f"{FC}, {fc.parameters:,} parameters, {fc.mult_adds:,} mult-adds; {CONV}, {conv.parameters:,} parameters, "
                    f"{conv.mult_adds:,} mult-adds"),

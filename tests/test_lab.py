@@ -29,6 +29,7 @@ from history import Evaluation, History
 from lab import digits_fc, models, transfer
 from lab.digits_conv import size_rows
 from lab.experiment import Images, Outcome, Part, compare, difference, run_parts, take_images
+from lab.experiments import EXPERIMENTS
 from lab.page import Figure, Page, Table
 from training import Trainer
 from utils import load_weights
@@ -314,6 +315,14 @@ def test_docs_hold_images_only_of_sets_that_may_be_shown(tmp_path, monkeypatch, 
     assert text.startswith("# Title") and "| data |" in text
 
 
+def test_figures_of_the_docs_are_there_and_no_others():
+    pages = list((ROOT / "docs" / "lab").glob("*.md"))
+    assert {"digits-fc.md", "digits-conv.md", "activations.md", "more-data.md"} <= {path.name for path in pages}
+    shown = {name for path in pages for name in re.findall(rf"\]\(({path.stem}-[\w-]+\.png)\)", path.read_text())}
+    ours = {path.name for page in pages if page.stem in EXPERIMENTS for path in page.parent.glob(f"{page.stem}-*.png")}
+    assert shown == ours
+
+
 # The commands
 
 def run_lab(*arguments: object) -> int:
@@ -359,7 +368,9 @@ def test_activations_and_more_data(tmp_path, capsys):
 
 
 def test_ladder(tmp_path, shapes_npz):
-    assert run_lab("cifar-ladder", "--dataset", f"npz:{shapes_npz}", "--epochs", 0.03, "--seeds", 1, "--out", tmp_path) == 0
+    with np.load(shapes_npz) as arrays:
+        np.savez(tmp_path / "few.npz", **{name: arrays[name][:400] for name in arrays.files})
+    assert run_lab("cifar-ladder", "--dataset", f"npz:{tmp_path / 'few.npz'}", "--epochs", 1, "--seeds", 1, "--out", tmp_path) == 0
     kept = [json.loads(path.read_text()) for path in tmp_path.glob("parts/*.json")]
     assert {k["facts"]["model"] for k in kept} == {"one convolution", "three convolutions", "six, BatchNorm, dropout",
                                                    "constrained Net"}
