@@ -46,9 +46,9 @@ class Limits:
     """Bytes in its folder and in /tmp, together."""
     files: int = 10_000
 
-    def of_kernel(self, seconds: float) -> dict[str, int]:
-        """For inside.confine, for a submission that may run for about so many seconds."""
-        threads = 512 + _threads_of_user()  # the kernel counts all of the user's on older systems
+    def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
+        """For inside.confine, for a submission that may run for about so many seconds, as a user of its own or the grader's."""
+        threads = 256 + (0 if own_user else _threads_of_user())  # the kernel may count all that the user runs
         return {"RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600, "RLIMIT_DATA": self.memory, "RLIMIT_FSIZE": 256_000_000,
                 "RLIMIT_NOFILE": 1024, "RLIMIT_NPROC": threads, "RLIMIT_CORE": 0}
 
@@ -213,32 +213,39 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         """End the process and all that it started, and wait until they are gone."""
-        known: set[int] = set()
-        until = time.perf_counter() + 10
-        while time.perf_counter() < until:
-            new = self._members() - known
-            for pid in new:  # who is stopped starts no other
-                _signal(pid, signal.SIGSTOP)
-            known |= new
-            if not new:
-                break
-        for pid in {self.popen.pid, *known}:
-            _signal(pid, signal.SIGKILL)
+        if not self.sandbox.has_namespaces:
+            self._kill_members()
+        # With namespaces their first process dies with this one, and with that the kernel kills all the others.
+        self.popen.kill()
         self.popen.wait()
-        while time.perf_counter() < until and (left := self._members() | {pid for pid in known if _is_alive(pid)}):
-            for pid in left:
-                _signal(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            time.sleep(0.002)
+        until = time.perf_counter() + 10
+        with contextlib.suppress(Failure, KeyError):  # its last words, up to the end, which unregisters it: nobody is left to write
+            while self.selector.get_key(self.popen.stdout) and time.perf_counter() < until:
+                try:
+                    self._read_output()
+                except BlockingIOError:
+                    time.sleep(0.002)
         if not self.sandbox.has_namespaces:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
-        with contextlib.suppress(BlockingIOError, Failure, KeyError):  # its last words, up to the end, which unregisters it
-            while self.selector.get_key(self.popen.stdout):
-                self._read_output()
         self.selector.close()
         self.channel.close()
         self.popen.stdout.close()
+
+    def _kill_members(self) -> None:
+        """Kill what it started one by one."""
+        known: set[int] = set()
+        while new := self._members() - known:
+            for pid in new:  # who is stopped starts no other
+                _signal(pid, signal.SIGSTOP)
+            known |= new
+        for pid in known:
+            _signal(pid, signal.SIGKILL)
+        until = time.perf_counter() + 10
+        while any(map(_is_alive, known)) and time.perf_counter() < until:
+            time.sleep(0.002)
+        for pid in known - {self.popen.pid}:
+            with contextlib.suppress(ChildProcessError):  # what has lost its parent is ours
+                os.waitpid(pid, os.WNOHANG)
 
 
 def printable(text: str, longest: int = 300, lines: bool = False) -> str:
