@@ -181,11 +181,15 @@ class Process:
 
     def _check_use(self) -> None:
         processes = self._members()
+        if len(processes) <= self.limits.processes and sum(map(_resident, processes)) > self.limits.memory:
+            # Perhaps they share much of it. To find out takes long, during which they must not multiply.
+            processes = self._freeze()
+            if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > self.limits.memory:
+                raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
+            for pid in processes:
+                _signal(pid, signal.SIGCONT)
         if len(processes) > self.limits.processes:
             raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
-        memory = sum(map(_resident, processes))
-        if memory > self.limits.memory and sum(map(_proportional, processes)) > self.limits.memory:
-            raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
         size = count = 0
         with contextlib.suppress(RecursionError):  # so deep before Python 3.12; what is below is not counted
             for folder, folders, files in os.walk(self.work):
@@ -231,13 +235,18 @@ class Process:
         self.channel.close()
         self.popen.stdout.close()
 
-    def _kill_members(self) -> None:
-        """Kill what it started one by one."""
+    def _freeze(self) -> set[int]:
+        """Stop it and all that it started; returns them all."""
         known: set[int] = set()
         while new := self._members() - known:
             for pid in new:  # who is stopped starts no other
                 _signal(pid, signal.SIGSTOP)
             known |= new
+        return known
+
+    def _kill_members(self) -> None:
+        """Kill what it started one by one."""
+        known = self._freeze()
         for pid in known:
             _signal(pid, signal.SIGKILL)
         until = time.perf_counter() + 10
