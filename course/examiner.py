@@ -80,8 +80,8 @@ class Exam:
         self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
         self.limits = Limits(memory)
         self.environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        self.train = sealed_file(dataset.train.images, dataset.train.labels)
-        self.test = sealed_file(dataset.test.images)
+        self.train = sealed_file(dataset.train.images.transpose(0, 3, 1, 2), dataset.train.labels)
+        self.test = sealed_file(dataset.test.images.transpose(0, 3, 1, 2))
 
     def close(self) -> None:
         os.close(self.train)
@@ -127,7 +127,7 @@ class Exam:
         dataset = self.dataset
         task = {"channel": fd, "folder": str(self.sandbox.folder(work)), "seed": seed, "image_size": dataset.image_size,
                 "network": [dataset.num_channels, dataset.num_classes], "cifar10": self.cifar10 and str(self.cifar10.parent),
-                "limits": self.limits.of_kernel(2 * self.timeout)}
+                "limits": self.limits.of_kernel(2 * self.timeout, self.sandbox.user is not None)}
         return [sys.executable, "-B", str(INSIDE), json.dumps(task)]
 
     def _prepare(self, process: Process, run: Run) -> None:
@@ -210,7 +210,7 @@ class Exam:
 
 
 def sealed_file(*arrays: np.ndarray) -> int:
-    """The bytes of the arrays, one after the other, in memory that can be shared but by nobody changed; returns the file."""
+    """The bytes of the arrays, one after the other, in memory that can be shared but not be changed; returns the file."""
     if not hasattr(os, "memfd_create"):
         raise InputError("grading needs Linux: submissions are handed the images in memory that is shared and sealed")
     fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

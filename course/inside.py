@@ -115,11 +115,11 @@ class Images:
 
         memory = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
         os.close(fd)
-        count, _, _, channels = shape
+        count, height, width, channels = shape
         size = int(np.prod(shape))
-        self.images = np.frombuffer(memory, np.uint8, size).reshape(shape)
-        if channels == 1:
-            self.images = self.images[..., 0]
+        # Colour plane after plane, as torchvision's CIFAR10 holds them, so that taking an image costs what it costs there.
+        planes = np.frombuffer(memory, np.uint8, size).reshape(count, channels, height, width)
+        self.images = planes[:, 0] if channels == 1 else planes.transpose(0, 2, 3, 1)
         self.as_pil = channels in (1, 3, 4)  # others have no PIL mode and stay arrays
         self.labels = np.frombuffer(memory, np.uint8, offset=size).view(np.int64).tolist() if labelled else [-1] * count
         self.transform = transform

@@ -46,9 +46,9 @@ class Limits:
     """Bytes in its folder and in /tmp, together."""
     files: int = 10_000
 
-    def of_kernel(self, seconds: float) -> dict[str, int]:
-        """For inside.confine, for a submission that may run for about so many seconds."""
-        threads = 512 + _threads_of_user()  # the kernel counts all of the user's on older systems
+    def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
+        """For inside.confine, for a submission that may run for about so many seconds, as a user of its own or the grader's."""
+        threads = 256 + (0 if own_user else _threads_of_user())  # the kernel may count all that the user runs
         return {"RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600, "RLIMIT_DATA": self.memory, "RLIMIT_FSIZE": 256_000_000,
                 "RLIMIT_NOFILE": 1024, "RLIMIT_NPROC": threads, "RLIMIT_CORE": 0}
 
@@ -181,11 +181,15 @@ class Process:
 
     def _check_use(self) -> None:
         processes = self._members()
+        if len(processes) <= self.limits.processes and sum(map(_resident, processes)) > self.limits.memory:
+            # Perhaps they share much of it. To find out takes long, during which they must not multiply.
+            processes = self._freeze()
+            if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > self.limits.memory:
+                raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
+            for pid in processes:
+                _signal(pid, signal.SIGCONT)
         if len(processes) > self.limits.processes:
             raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
-        memory = sum(map(_resident, processes))
-        if memory > self.limits.memory and sum(map(_proportional, processes)) > self.limits.memory:
-            raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
         size = count = 0
         with contextlib.suppress(RecursionError):  # so deep before Python 3.12; what is below is not counted
             for folder, folders, files in os.walk(self.work):
@@ -213,32 +217,44 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         """End the process and all that it started, and wait until they are gone."""
-        known: set[int] = set()
-        until = time.perf_counter() + 10
-        while time.perf_counter() < until:
-            new = self._members() - known
-            for pid in new:  # who is stopped starts no other
-                _signal(pid, signal.SIGSTOP)
-            known |= new
-            if not new:
-                break
-        for pid in {self.popen.pid, *known}:
-            _signal(pid, signal.SIGKILL)
+        if not self.sandbox.has_namespaces:
+            self._kill_members()
+        # With namespaces their first process dies with this one, and with that the kernel kills all the others.
+        self.popen.kill()
         self.popen.wait()
-        while time.perf_counter() < until and (left := self._members() | {pid for pid in known if _is_alive(pid)}):
-            for pid in left:
-                _signal(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            time.sleep(0.002)
+        until = time.perf_counter() + 10
+        with contextlib.suppress(Failure, KeyError):  # its last words, up to the end, which unregisters it: nobody is left to write
+            while self.selector.get_key(self.popen.stdout) and time.perf_counter() < until:
+                try:
+                    self._read_output()
+                except BlockingIOError:
+                    time.sleep(0.002)
         if not self.sandbox.has_namespaces:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
-        with contextlib.suppress(BlockingIOError, Failure, KeyError):  # its last words, up to the end, which unregisters it
-            while self.selector.get_key(self.popen.stdout):
-                self._read_output()
         self.selector.close()
         self.channel.close()
         self.popen.stdout.close()
+
+    def _freeze(self) -> set[int]:
+        """Stop it and all that it started; returns them all."""
+        known: set[int] = set()
+        while new := self._members() - known:
+            for pid in new:  # who is stopped starts no other
+                _signal(pid, signal.SIGSTOP)
+            known |= new
+        return known
+
+    def _kill_members(self) -> None:
+        """Kill what it started one by one."""
+        known = self._freeze()
+        for pid in known:
+            _signal(pid, signal.SIGKILL)
+        until = time.perf_counter() + 10
+        while any(map(_is_alive, known)) and time.perf_counter() < until:
+            time.sleep(0.002)
+        for pid in known - {self.popen.pid}:
+            with contextlib.suppress(ChildProcessError):  # what has lost its parent is ours
+                os.waitpid(pid, os.WNOHANG)
 
 
 def printable(text: str, longest: int = 300, lines: bool = False) -> str:
