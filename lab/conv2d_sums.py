@@ -131,6 +131,8 @@ def gradient_of_input(grad: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
     """dL/dx of the derivation in conv2d.py: what each tap of the kernel gives is added to the pixels the tap has seen."""
     groups, (height, width) = geometry.groups, geometry.padded_size
     channels = weight.shape[1] * groups
+    if geometry.stride == (1, 1) and grad.dtype != _wide(grad.dtype):  # the taps' sums would have to be widened and narrowed again
+        return _correlate_turned(grad, weight, geometry)
     result = grad.new_zeros(len(grad), height, width, channels, dtype=_wide(grad.dtype)).permute(0, 3, 1, 2)
     windows = _windows(result, geometry)
     if _is_depthwise(channels, weight.shape, groups):
@@ -147,6 +149,16 @@ def gradient_of_input(grad: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
     return _in_the_format_of(result.to(grad.dtype), grad, weight)
 
 
+def _correlate_turned(grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """dL/dx for stride 1 as one convolution: the kernel turned by 180 degrees, its input and output channels exchanged."""
+    turned = _split(weight, 0, geometry.groups).transpose(1, 2).flatten(0, 1).flip(2, 3)
+    left, right, top, bottom = geometry.padding  # beyond the kernel's reach it becomes negative, and pixels are cut off
+    height, width = (d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True))
+    around = (width - left, width - right, height - top, height - bottom)
+    result = correlate(grad, turned, geometry._replace(size=geometry.output_size, padding=around))
+    return _in_the_format_of(result, grad, weight)
+
+
 def gradient_of_weight(grad: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """dL/dw of the derivation in conv2d.py."""
     groups, kernel = geometry.groups, geometry.kernel
@@ -156,5 +168,5 @@ def gradient_of_weight(grad: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         products = torch.empty_like(grad_pixels)  # one for all: memory that is new every time costs more than the products
         taps = [torch.mul(pixels, grad_pixels, out=products).sum((0, 1, 2)) for _, _, pixels in _taps(windows)]
         return torch.stack(taps, 1).view(x.shape[1], 1, *kernel).to(grad.dtype)
-    result = _window_rows(x, geometry).mT @ _pixel_rows(grad, groups)
-    return result.unflatten(1, (*kernel, x.shape[1] // groups)).permute(0, 4, 3, 1, 2).flatten(0, 1)
+    result = _pixel_rows(grad, groups).mT @ _window_rows(x, geometry)  # the other way round bf16 takes six times as long
+    return result.unflatten(2, (*kernel, x.shape[1] // groups)).permute(0, 1, 4, 2, 3).flatten(0, 1)

@@ -176,14 +176,15 @@ def test_memory_format_of_the_output_is_torchs(groups: int, channels_last: bool)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("groups", [1, 16])
-def test_half_precision_is_as_exact_as_torchs(groups: int, dtype: torch.dtype):
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("arguments", [(1, 1, 1), (1, (4, 3), 1), (2, 1, 2), (1, "same", 2)], ids=str)
+def test_half_precision_is_as_exact_as_torchs(arguments: tuple, groups: int, dtype: torch.dtype):
     torch.manual_seed(0)
-    x, weight = torch.randn(4, 16, 8, 8).to(dtype), torch.randn(16, 16 // groups, 3, 3).to(dtype)
+    x, weight = torch.randn(4, 16, 8, 9).to(dtype), torch.randn(16, 16 // groups, 3, 2).to(dtype)
 
     def results(convolve: Any, to: torch.dtype) -> list[Tensor]:
         inputs = [t.to(to).requires_grad_() for t in (x, weight)]
-        y = convolve(*inputs, None, 1, 1, 1, groups)
+        y = convolve(*inputs, None, *arguments, groups)
         gradients = torch.autograd.grad(y, inputs, torch.ones_like(y))
         assert {t.dtype for t in (y, *gradients)} == {to}
         return [t.double() for t in (y, *gradients)]
