@@ -134,9 +134,9 @@ def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, s
 
 
 def _middle(values: list[float], digits: int = 2) -> str:
-    """Median (min to max), or one value alone."""
-    text = f"{statistics.median(values):.{digits}f}"
-    return f"{text} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else text
+    """Median (min to max), or the median alone where all are alike."""
+    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def in_words(runs: dict[str, list[Run]]) -> str:
