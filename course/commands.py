@@ -96,6 +96,9 @@ class Grade:
             raise InputError(f"there is no store {self.store}: `python main.py submit DIR` makes it")
         if sys.platform != "linux":
             raise InputError("grading needs Linux, for limits and sealed shared memory; submit and leaderboard work here")
+        cores = len(os.sched_getaffinity(0))
+        if self.jobs > cores:
+            raise InputError(f"--jobs is {self.jobs}, but there are {cores} cores: each job needs one of its own")
         from course import sandbox
         from course.store import Store
 

@@ -128,7 +128,7 @@ class Exam:
         task = {"channel": fd, "folder": str(self.sandbox.folder(work)), "seed": seed, "image_size": dataset.image_size,
                 "network": [dataset.num_channels, dataset.num_classes], "cifar10": self.cifar10 and str(self.cifar10.parent),
                 "limits": self.limits.of_kernel(2 * self.timeout, self.sandbox.user is not None)}
-        return [sys.executable, "-B", str(INSIDE), json.dumps(task)]
+        return [sys.executable, "-B", "-u", str(INSIDE), json.dumps(task)]  # -u: what it printed is seen though it is killed
 
     def _prepare(self, process: Process, run: Run) -> None:
         """Up to the moment when it is ready to train."""

@@ -140,13 +140,11 @@ def say(text: str) -> None:
 
 
 def work_side_by_side(graders: list[Grader], watch: bool) -> None:
-    """Let each grader work in a process of its own, on its share of the cores.
+    """Let each grader work in a process of its own, on its share of the cores, of which there must be enough.
 
     Raises InputError where one of them ended with an error, whose line it has printed.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if len(graders) > len(cores):
-        raise InputError(f"--jobs is {len(graders)}, but there are {len(cores)} cores: each job needs one of its own")
     context = multiprocessing.get_context("fork")  # they share the images in memory
     workers = [context.Process(target=_work, args=(grader, cores[i :: len(graders)], watch)) for i, grader in enumerate(graders)]
     for worker in workers:

@@ -196,9 +196,9 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
 
     folder, (num_channels, num_classes) = Path(task["folder"]), task["network"]
     data = torch.utils.data
-    guard = Guard([builtins, time, json, socket, struct, harness, sys.modules["__main__"], torch.nn, torch.nn.functional,
-                   torch.nn.modules.loss, torch.nn.modules.module, torch.autograd, data, data.dataloader, data.sampler,
-                   data._utils.fetch, data._utils.collate, data._utils.worker])
+    guard = Guard([builtins, time, json, socket, struct, torch.nn, torch.nn.functional, torch.nn.modules.loss,
+                   torch.nn.modules.module, torch.autograd, data, data.dataloader, data.sampler, data._utils.fetch,
+                   data._utils.collate, data._utils.worker, harness, sys.modules["__main__"]])
 
     def reached(stage: str) -> None:
         guard.check()

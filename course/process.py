@@ -133,14 +133,14 @@ class Process:
     def _wait(self) -> None:
         """Until something comes, for a tick at most."""
         now = time.perf_counter()
-        if now > self.deadline:
-            raise OutOfTime
         if now >= self.next_tick:
             self.next_tick = now + TICK
             if self.popen.poll() is not None and not self.selector.select(0):  # what it started may still hold the channel
                 raise Failure(f"its process {self._how_it_ended()} while {self.doing}")
             self._check_use()
             self.on_tick()
+        if now > self.deadline:
+            raise OutOfTime
         for key, _ in self.selector.select(max(0, min(self.next_tick, self.deadline) - now)):
             key.data()
 

@@ -1,17 +1,11 @@
-"""Hostile, broken and messy submissions, graded as a teacher does: each ends in what it deserves, the grader unharmed."""
+"""The grader: messy submissions, every kind of sandbox, the median, and interruptions."""
 import contextlib
-import json
-import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from config import InputError
@@ -22,223 +16,14 @@ from course.grading import Grader, Rules
 from course.store import Store
 from course.submission import Submission
 from data import load
+from made_up import MODEL, alive, files, submit, write_colours
 
-CLASSES = 4
-MODEL = '''
-import os, signal, socket, subprocess, sys, threading, time
-import torch
-
-class Model(torch.nn.Module):
-    """A linear classifier of mean colours."""
-
-    def __init__(self, num_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(num_channels, num_classes)
-        self.passes = 0
-        {init}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> logits (N, num_classes)."""
-        self.passes += 1
-        logits = self.layer(x.mean((2, 3)))
-        {forward}
-        return logits
-
-{module}
-'''
-CONFIG = """
-import torch
-from torchvision.transforms import ToTensor
-
-class CONFIG:
-    batch_size = 20
-    num_epochs = 8
-    transforms = ToTensor()
-
-    @staticmethod
-    def optimizer_factory(model):
-        return torch.optim.Adam(model.parameters(), lr=0.3)
-"""
-
-
-def files(place: str = "module", code: str = "", model: str = MODEL, config: str = CONFIG) -> dict[str, bytes]:
-    """A good submission with `code` in Model.__init__ (init), in forward, or at the end of model.py (module)."""
-    indent = {"init": 8, "forward": 8, "module": 0}[place]
-    for name in ("init", "forward", "module"):
-        text = code.strip().replace("\n", "\n" + " " * indent) if name == place else ""
-        model = model.replace("{" + name + "}", text)
-    return {"model.py": model.encode(), "config.py": config.encode()}
+SEED = 720_000 + os.getpid()  # by which the processes are found
 
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory):
-    """Four colours with noise: 200 training and 80 test images of 28x28 pixels."""
-    rng = np.random.default_rng(0)
-    colours = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 200]])
-
-    def split(count):
-        labels = np.arange(count) % CLASSES
-        return (colours[labels, None, None] + rng.integers(-20, 21, (count, 28, 28, 3))).astype(np.uint8), labels
-
-    (train_x, train_y), (test_x, test_y) = split(200), split(80)
-    path = tmp_path_factory.mktemp("hidden") / "colours.npz"
-    np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
-    return path
-
-
-def submit(folder: Path, store: Path, contents: dict[str, dict[str, bytes]], **fields: object) -> None:
-    """Make a folder of each and submit them all with one command."""
-    for name, content in contents.items():
-        (folder / name).mkdir(parents=True)
-        for file, data in content.items():
-            (folder / name / file).write_bytes(data)
-        (folder / name / "submission.json").write_text(json.dumps(
-            {"assignment_name": "hw", "contributors": [{"name": name.title(), "pennkey": name}], "sources": ["none"], **fields}))
-    result = run_main("submit", *(folder / name for name in contents), "--store", store)
-    assert result.returncode == 0, result.stderr
-
-
-def alive(seed: int) -> list[int]:
-    """Processes that run, or are copies of one that runs, a submission with that seed."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f'"seed": {seed}'.encode() in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-    return found
-
-
-HOSTILE_SEED = 710_000 + os.getpid()
-
-# name -> (where, code, words that the reason must contain)
-HOSTILE = {
-    "loop_in_forward": ("forward", "while True: pass", ["not above 55% within 5 s: no epoch was finished"]),
-    "loop_in_init": ("init", "while True: pass", ["still building its Model after 5 s"]),
-    "loop_at_import": ("module", "while True: pass", ["still importing it after 5 s"]),
-    "fork_bomb": ("module", """
-while True:
-    try:
-        os.fork()
-    except OSError:
-        pass
-""", ["processes at once while importing it; 64 are allowed"]),
-    "survivor": ("forward", """
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(1000)
-raise ValueError("the child lives on")
-""", ["ValueError: the child lives on in model.py line"]),
-    "thirty_gigabytes": ("forward", "torch.zeros(30 * 2**28)", ["RuntimeError", "can't allocate memory"]),
-    "thirty_gigabytes_of_python": ("module", "x = bytearray(30 << 30)", ["MemoryError"]),
-    "writes_outside": ("module", """
-error = None
-for path in {places!r}:
-    try:
-        open(path, "w").close()
-        os._exit(77)
-    except OSError as problem:
-        error = problem
-raise error
-""", ["Error"]),
-    "reads_the_store": ("module", "open({store!r}, 'rb').read()", ["FileNotFoundError", "store.sqlite"]),
-    "reads_the_labels": ("module", "open({npz!r}, 'rb').read()", ["FileNotFoundError", "colours.npz"]),
-    "kills_its_parent": ("module", """
-for pid in (os.getppid(), 1, {grader}, -1):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        pass
-raise ValueError("nobody else is left")
-""", ["ValueError: nobody else is left"]),
-    "opens_a_socket": ("init", "socket.create_connection(('127.0.0.1', {port}), 5)", ["OSError", "unreachable"]),
-    "prints_a_fake_score": ("forward", """
-print('{"at": "mark", "accuracy": 0.99}\\nreached 55% in 0.01 s, test accuracy after each epoch: 99.00%', flush=True)
-logits = torch.zeros_like(logits) + 0 * logits
-""", ["not above 55% in its num_epochs: the best of 8 epochs was 25.00%", "same prediction"]),
-    "replaces_the_time": ("module", "time.time = lambda: 0.0", ["it replaced time.time"]),
-    "replaces_the_clock_later": ("forward", "time.perf_counter = lambda: 0.0", ["it replaced time.perf_counter"]),
-    "patches_the_loss": ("module", "torch.nn.CrossEntropyLoss = torch.nn.MSELoss", ["it replaced torch.nn.CrossEntropyLoss"]),
-    "patches_the_losss_forward": ("init", "torch.nn.CrossEntropyLoss.forward = lambda self, logits, labels: logits.sum()",
-                                  ["it replaced torch.nn.CrossEntropyLoss.forward"]),
-    "patches_the_loader": ("init", "torch.utils.data.DataLoader.__iter__ = lambda self: iter(())",
-                           ["it replaced torch.utils.data.DataLoader.__iter__"]),
-    "patches_the_sampler_and_the_guard": ("module", """
-import __main__
-__main__.Guard.check = lambda self: None
-torch.utils.data.RandomSampler.__iter__ = lambda self: iter(range(20))
-""", ["an epoch of training had 20 instead of 200 images"]),
-    "patches_the_accuracy": ("module", "import harness\nharness.LocalExaminer.mark = lambda *_: True",
-                             ["it replaced harness.LocalExaminer.mark"]),
-    "writes_into_the_channel": ("module", """
-for fd in range(3, 50):
-    try:
-        os.write(fd, b'\\x00\\x00\\x00\\x0e{"at": "done"}')
-    except OSError:
-        pass
-""", ["it disturbed the messages"]),
-    "nan": ("forward", "logits = logits * float('nan')", ["not numbers (NaN) after epoch 1"]),
-    "wrong_shape": ("forward", "logits = logits if self.training else logits[:, :2]", ["returned (80, 2)", "not (80, 4)"]),
-    "wrong_shape_in_training": ("forward", "logits = logits[:, :2]", ["IndexError", "out of bounds"]),
-    "constants": ("forward", "logits = 0 * logits", ["not above 55%", "every test image gets the same prediction"]),
-    "exits_at_import": ("module", "sys.exit(0)", ["SystemExit: 0"]),
-    "exits_at_once": ("init", "os._exit(0)", ["ended by itself (exit status 0) while building its Model"]),
-    "crashes": ("forward", "import ctypes; ctypes.string_at(0)", ["ended by SIGSEGV while training, epoch 1"]),
-    "a_long_log": ("init", "for _ in range(100_000): print('x' * 10_000)", ["printed more than 16 MB while building its Model"]),
-    "a_long_file": ("init", "with open('log', 'wb') as log:\n    for _ in range(1000): log.write(bytes(1 << 20))",
-                    ["OSError", "File too large"]),
-    "commands_a_terminal": ("module", "raise ValueError('\\x1b[2Jgraded\\n#1 graded')", ["ValueError: \ufffd[2Jgraded #1 graded"]),
-}
-
-
-@pytest.fixture(scope="module")
-def graded(npz, tmp_path_factory):
-    """One grader after all of them, and a good one at the end: name -> its entry in the store, and what the grader printed."""
-    folder = tmp_path_factory.mktemp("hostile")
-    store = folder / "store.sqlite"
-    places = [folder / "escaped", ROOT / "escaped", "/escaped", "/usr/escaped", "/etc/escaped", Path.home() / "escaped"]
-    places = [str(path) for path in places]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0)
-        known = {"{places!r}": repr(places), "{store!r}": repr(str(store)), "{npz!r}": repr(str(npz)),
-                 "{port}": str(server.getsockname()[1]), "{grader}": str(os.getpid())}
-        contents = {}
-        for name, (place, code, _) in HOSTILE.items():
-            for key, value in known.items():
-                code = code.replace(key, value)
-            contents[name] = files(place, code)
-        submit(folder, store, {**contents, "good": files()})
-        result = run_main("grade", "--store", store, "--dataset", f"npz:{npz}", "--timeout", 5, "--repeats", 1, "--jobs", 2,
-                          "--threads", 1, "--seed", HOSTILE_SEED)
-        with pytest.raises(BlockingIOError):
-            server.accept()
-    assert not [path for path in places if os.path.exists(path)]
-    assert result.returncode == 0, result.stderr
-    with Store(store) as opened:
-        return {entry.contributors[0][1]: entry for entry in opened.entries()}, result.stdout
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile(graded, name):
-    entries, output = graded
-    entry = entries[name]
-    assert (entry.state, entry.score) == ("failed", None)
-    for word in HOSTILE[name][2]:
-        assert word in entry.reason
-    assert f"#{entry.id} failed: {entry.reason}" in output
-
-
-def test_the_grader_is_unharmed(graded):
-    entries, output = graded
-    good = entries["good"]
-    assert good.state == "graded", good.reason
-    (run,) = good.result["runs"]
-    assert run["accuracies"][-1] > 0.55
-    assert good.score == run["seconds"] < 5
-    assert good.result["parameters"] == 16
-    assert "Traceback" not in output
-    assert alive(HOSTILE_SEED) == []
+    return write_colours(tmp_path_factory.mktemp("hidden") / "colours.npz")
 
 
 MESSY = {
@@ -335,35 +120,25 @@ def boxes() -> list[sandbox.Sandbox]:
     return found
 
 
-def test_every_kind_of_sandbox_ends_all_that_was_started(exam_for):
+def test_every_kind_of_sandbox_limits_memory_of_all_together_and_ends_all_that_was_started(exam_for):
     code = """
+import mmap
 for _ in range(3):
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             time.sleep(1000)
         os._exit(0)
-os._exit(3)
+blocks = [mmap.mmap(-1, 1 << 28, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) for _ in range(4)]
+for block in blocks: block[:] = bytes(1 << 28)
+time.sleep(1000)
 """
     assert boxes()
     for i, box in enumerate(boxes()):
-        seed = HOSTILE_SEED + 10_000_000 * (i + 1)
-        run, _ = exam_for(box).run(files("forward", code), seed, lambda *_: None)
-        assert "ended by itself (exit status 3) while training" in run.reason
-        assert alive(seed) == [], box
-
-
-def test_every_kind_of_sandbox_limits_memory_of_all_processes_together(exam_for):
-    code = """
-import mmap
-blocks = [mmap.mmap(-1, 1 << 28, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) for _ in range(4)]
-for block in blocks:
-    for page in range(0, 1 << 28, 4096): block[page] = 1
-time.sleep(1000)
-"""
-    for box in boxes():
-        run, _ = exam_for(box, memory=1_200_000_000).run(files("init", code), 0, lambda *_: None)
+        seed = SEED + 10_000_000 * (i + 1)
+        run, _ = exam_for(box, memory=1_200_000_000).run(files("init", code), seed, lambda *_: None)
         assert "used more than 1.2 GB of memory while building its Model" in run.reason, box
+        assert alive(seed) == [], box
 
 
 def test_namespaces_work_here():
@@ -391,7 +166,7 @@ def test_what_is_hidden_among_the_systems_files(monkeypatch):
 
 
 def test_a_sandbox_that_is_named_must_work(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     sandbox.find.cache_clear()
     with pytest.raises(InputError, match="bwrap is not installed"):
         sandbox.find("bwrap")
@@ -427,41 +202,6 @@ def test_the_median_counts(npz, tmp_path, monkeypatch):
             state, reason, score, result = grader.grade(entry, content, store)
         assert (state, reason, score, len(result["runs"])) == expected
     exam.close()
-
-
-def run_grader(store: Path, exam: Exam, seed: int) -> None:
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        Grader(store, exam, Rules(1, seed, False), {"count_init": False}).work(watch=False)
-
-
-def test_killed_graders_lose_nothing(npz, exam_for, tmp_path):
-    """20 graders are killed at random moments, the last one may finish; what was graded stays as it was."""
-    store, seed = tmp_path / "store.sqlite", HOSTILE_SEED + 1
-    submit(tmp_path, store, dict.fromkeys(("ada", "bob", "eve", "joe"), files()))
-    exam = exam_for(sandbox.find())
-    moments = random.Random(0)
-    graded: dict[int, tuple] = {}
-    context = multiprocessing.get_context("fork")
-    for kill in [*[True] * 20, False]:
-        grader = context.Process(target=run_grader, args=(store, exam, seed))
-        grader.start()
-        if kill:
-            grader.join(moments.uniform(0, 4))
-            os.kill(grader.pid, signal.SIGKILL)
-        grader.join()
-        assert grader.exitcode in (0, -signal.SIGKILL)
-        with Store(store) as opened:
-            entries = opened.entries()
-        assert [entry.id for entry in entries] == [1, 2, 3, 4]
-        assert {entry.state for entry in entries} <= {"queued", "graded"}
-        now = {entry.id: (entry.score, entry.finished, entry.result) for entry in entries if entry.state == "graded"}
-        assert now.items() >= graded.items()
-        graded = now
-    assert len(graded) == 4
-    until = time.monotonic() + 60
-    while alive(seed) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert alive(seed) == []
 
 
 def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
