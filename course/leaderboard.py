@@ -109,7 +109,7 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     """How many submissions are in which state, and under which settings the graded ones were."""
     states = [entry.state for entry in entries]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"{len(entries)} submissions" + (f": {counts}" if counts else "")]
+    lines = [f"{len(entries)} submission{'' if len(entries) == 1 else 's'}" + (f": {counts}" if counts else "")]
     settings = dict.fromkeys(tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded")
     for values in settings:
         dataset, timeout, count_init, jobs, threads = values

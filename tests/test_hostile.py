@@ -23,14 +23,6 @@ while True:
     except OSError:
         pass
 """, ["processes at once while importing it; 64 are allowed"]),
-    "survivor": ("forward", """
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(1000)
-raise ValueError("the child lives on")
-""", ["ValueError: the child lives on in model.py line"]),
     "thirty_gigabytes": ("forward", "torch.zeros(30 * 2**28)", ["RuntimeError", "can't allocate memory"]),
     "writes_outside": ("module", """
 error = None
