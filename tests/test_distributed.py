@@ -22,8 +22,9 @@ from test_training import SMALL, make_trainer, outcome, wait_for
 from utils import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-TRAIN = ["--batch-size", 64, "--val-images", 101, "--augment", 0, "--precision", "fp32", "--optimizer", "sgd", "--steps", 60,
-         "--eval-every", 6, "--checkpoint-every", 4, "--ema-decay", 0.9]
+# The learning rate is small because training amplifies differences in rounding, on some processors a hundredfold in 60 steps.
+TRAIN = ["--batch-size", 64, "--val-images", 101, "--augment", 0, "--precision", "fp32", "--optimizer", "sgd", "--max-lr", 0.003,
+         "--steps", 60, "--eval-every", 6, "--checkpoint-every", 4, "--ema-decay", 0.9]
 
 
 def launch(processes: int, file: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -58,12 +59,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(one_history.evaluations) == len(other_history.evaluations)
     for a, b in zip(one_history.evaluations, other_history.evaluations, strict=True):
         assert (a.step, a.images_seen, a.epoch, a.learning_rate) == (b.step, b.images_seen, b.epoch, b.learning_rate)
-        assert a.train_loss == pytest.approx(b.train_loss, abs=5e-4)
-        assert a.val_loss == pytest.approx(b.val_loss, abs=5e-4)
+        assert a.train_loss == pytest.approx(b.train_loss, abs=1e-5)
+        assert a.val_loss == pytest.approx(b.val_loss, abs=1e-5)
         assert a.train_accuracy == pytest.approx(b.train_accuracy, abs=1.5 / 64)  # an image may lie on the boundary
         assert a.val_accuracy == pytest.approx(b.val_accuracy, abs=1.5 / 101)
     for part in ("model", "trained"):
-        torch.testing.assert_close(one_state[part], other_state[part], atol=5e-4, rtol=1e-3)  # the same names, too
+        torch.testing.assert_close(one_state[part], other_state[part], atol=1e-4, rtol=1e-3)  # the same names, too
 
 
 BATCH_NORM = """
