@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,22 @@ def shapes_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)
     np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
     return path
+
+
+class Tags(HTMLParser):
+    """The start tags of a page, which must all be closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag

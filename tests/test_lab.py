@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import lab.page
 import lab.pretrained
 import main
 from config import InputError, TrainConfig
-from conftest import ROOT, random_split
+from conftest import ROOT, Tags, random_split
 from data import ImageDataset, Split, balanced_subset
 from history import Evaluation, History
 from lab import digits_fc, models, transfer
@@ -265,25 +264,6 @@ def test_comparison_tells_a_difference_from_the_spread():
 
 
 # Pages
-
-class Tags(HTMLParser):
-    """The start tags of a page, which must all be closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
 
 def make_page(dataset: str) -> Page:
     hostile = "<script>alert(1)</script> | *x*"

@@ -3,7 +3,6 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 import report
 from config import InputError
+from conftest import Tags
 from constraints import Constraint
 from data import Split
 from history import Evaluation, History
@@ -52,29 +52,20 @@ def write(folder: Path, test: Split, logits: torch.Tensor, classes: list[str], e
     return path.read_text(encoding="utf-8")
 
 
-class Page(HTMLParser):
-    """Every start tag with its attributes, the text of every table row's cells and of every tile, in order."""
+class Page(Tags):
+    """Also the text of every table row's cells and of every tile, in order."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
         self.rows: list[list[str]] = []
         self.tiles: dict[str, str] = {}
-        self.feed(text)
-        assert not self.open
+        super().__init__(text)
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img"):
-            self.open.append(tag)
+        super().handle_starttag(tag, attributes)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if "td" in self.open or "th" in self.open:
