@@ -46,8 +46,10 @@ def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
     return PUBLIC[name](root)
 
 
-def resolve_auto(root: Path) -> str:
-    """`cifar10` where it is in `root` or can be downloaded, else, with a notice on stderr, `shapes`."""
+def resolve_auto(name: str, root: Path) -> str:
+    """`name`; for `auto`, `cifar10` where it is in `root` or can be downloaded, else, with a notice on stderr, `shapes`."""
+    if name != "auto":
+        return name
     if has_cifar10(root):
         return "cifar10"
     print(f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",

@@ -83,7 +83,7 @@ class Sprint:
 
         if self.json:
             demand_writable(self.json.parent)
-        dataset = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
+        dataset = data.resolve_auto(self.dataset, self.data_dir)
         if self.seeds > 1:
             record = sprint.run_seeds(dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads,
                                       self.json, self.conv)
@@ -155,8 +155,7 @@ class Train:
         )
 
         with distributed.main_first():
-            dataset = data.load(data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset, self.data_dir,
-                                self.config.image_size)
+            dataset = data.load(data.resolve_auto(self.dataset, self.data_dir), self.data_dir, self.config.image_size)
         out = self.out or ROOT / "runs" / f"{self.preset}-{dataset.file_name}"
         seed_everything(self.config.seed)
         model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **preset.net)

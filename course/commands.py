@@ -112,7 +112,7 @@ class Grade:
         from sources import CIFAR10_FILES
         from utils import hardware
 
-        name = data.resolve_auto(self.data_dir) if self.dataset == "auto" else self.dataset
+        name = data.resolve_auto(self.dataset, self.data_dir)
         dataset = data.load(name, self.data_dir)
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = int(self.memory * 1e9) or min(8_000_000_000, physical * 3 // 4)

@@ -129,7 +129,7 @@ def load(name: str, root: Path) -> object:
     """The data set of that name, or for auto what there is."""
     import data
 
-    return data.load(data.resolve_auto(root) if name == "auto" else name, root)
+    return data.load(data.resolve_auto(name, root), root)
 
 
 COMMANDS = {"conv2d": ByHand, "runtimes": Runtimes, "layers": Layers, "gradients": Gradients, **EXPERIMENTS}

@@ -157,11 +157,11 @@ def test_failed_download_is_one_line(tmp_path, archive_server, monkeypatch):
 def test_auto(tmp_path, archive_server, monkeypatch, capsys):
     import torchvision
 
-    assert data.resolve_auto(tmp_path / "made") == "cifar10", "it is there"
-    assert data.resolve_auto(tmp_path / "data") == "cifar10", "it can be downloaded"
+    assert data.resolve_auto("auto", tmp_path / "made") == "cifar10", "it is there"
+    assert data.resolve_auto("auto", tmp_path / "data") == "cifar10", "it can be downloaded"
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    assert data.resolve_auto(tmp_path / "data") == "shapes"
+    assert data.resolve_auto("auto", tmp_path / "data") == "shapes"
     notice = capsys.readouterr().err
     assert notice.count("\n") == 1 and notice.startswith("note:") and "shapes" in notice
 
