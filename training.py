@@ -26,9 +26,11 @@ from data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, norma
 from distillation import Teacher, distillation_loss
 from history import Evaluation, History, Observer
 from inference import loss_and_accuracy, predict_logits
+from optimizers import build_optimizer
 from utils import (
     demand_writable,
     interrupt_flag,
+    keep_freed_memory,
     load_checkpoint,
     random_states,
     resolve_device,
@@ -77,6 +79,7 @@ class Trainer:
         self.observer = observer or Observer()
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
+        keep_freed_memory()
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
         self.train_split, self.val_split = (
@@ -189,7 +192,7 @@ class Trainer:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
         self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
                                self.device, self.precision) if config.teacher else None
-        self.optimizer = _build_optimizer(self.model, config)
+        self.optimizer = build_optimizer(self.model, config, self.precision)
         lengths = [budget * 2**n for n in range(config.cycles)]
         # OneCycleLR divides by zero where the rise is a single step.
         pct_start = config.pct_start * (1.001 if 1 in [config.pct_start * length for length in lengths] else 1)
@@ -340,15 +343,3 @@ class Trainer:
         self.history = History.from_dict(state["history"])
         self.step, self.running, self.seconds_before = state["step"], state["running"], state["seconds"]
         restore_random_states(state["random"])
-
-
-def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of `config` with weight decay on the parameters of two or more dimensions only."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trainable if p.ndim >= 2]},
-              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, weight_decay=config.weight_decay,
-                               nesterov=config.momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay,
-                             fused=True)

@@ -40,7 +40,7 @@ class WithoutResiduals(Net):
             for i, layer in enumerate(block):
                 if isinstance(layer, ResidualPointwiseConv2d):
                     momentum = next((m.momentum for m in self.modules() if isinstance(m, nn.BatchNorm2d)), 0.1)
-                    layer = block[i] = Layer(layer.in_channels, layer.out_channels, "pointwise", momentum)
+                    layer = block[i] = Layer(layer.in_channels, layer.out_channels, "pointwise", norm_momentum=momentum)
                 if isinstance(layer, Layer) and layer.residual:
                     layer.residual = False
                     nn.init.ones_(layer.norm.weight)

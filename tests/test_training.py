@@ -1,5 +1,6 @@
 """The Trainer: it learns, stops early, resumes exactly after a real SIGKILL, survives Ctrl-C, NaN and a full disk."""
 import os
+import platform
 import random
 import resource
 import signal
@@ -52,7 +53,7 @@ def test_learns_with_augmentation_and_averaging(dataset):
     assert history.evaluations[-1].val_accuracy > 0.16
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_weight_decay_spares_biases_and_batch_norm(dataset, optimizer):
     trainer = make_trainer(dataset, replace(SMALL, optimizer=optimizer, weight_decay=0.3))
     trainer._prepare()
@@ -187,18 +188,19 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("augment", "env"), [(0.0, ALL_THREADS), (0.5, None)])
-def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, augment, env):
+@pytest.mark.parametrize(("options", "env"), [
+    (("--augment", 0), ALL_THREADS), (("--augment", 0, "--optimizer", "muon"), ALL_THREADS), (("--augment", 0.5), None)])
+def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
     """Killed for good at random moments after its first checkpoint, and resumed, the run ends as one never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(train_command(shapes_npz, whole, "--augment", augment), env=env, check=True,
+    subprocess.run(train_command(shapes_npz, whole, *options), env=env, check=True,
                    capture_output=True)
     rng = random.Random(7)
     for attempt in range(3):
         resume = ["--resume"] if attempt else []
         checkpoint = killed / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if attempt else 0
-        process = subprocess.Popen(train_command(shapes_npz, killed, "--augment", augment, *resume),
+        process = subprocess.Popen(train_command(shapes_npz, killed, *options, *resume),
                                    env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    start_new_session=True)
         wait_for(lambda: process.poll() is not None  # noqa: B023 (called at once)
@@ -207,7 +209,7 @@ def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, augment, env):
         process.send_signal(signal.SIGKILL)
         process.wait()
         load_checkpoint(checkpoint)  # whole, whatever was being written
-    subprocess.run(train_command(shapes_npz, killed, "--augment", augment, "--resume"), env=env,
+    subprocess.run(train_command(shapes_npz, killed, *options, "--resume"), env=env,
                    check=True, capture_output=True)
 
     (one, one_history), (other, other_history) = outcome(whole), outcome(killed)
@@ -257,3 +259,29 @@ def test_out_folder_that_cannot_be_written(shapes_npz, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = subprocess.run(train_command(shapes_npz, tmp_path / "file"), text=True, capture_output=True)
     assert_refused(result, "cannot write")
+
+
+FAULTS = """
+import resource
+import torch
+from utils import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        tensors = [torch.empty(2**23, dtype=torch.uint8).fill_(1) for _ in range(8)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+default = faults()
+keep_freed_memory()
+faults()
+print(default, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
+def test_memory_of_freed_tensors_is_used_again_without_page_faults():
+    result = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    default, kept = map(int, result.stdout.split())
+    assert default > 20 * kept, (default, kept)
