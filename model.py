@@ -177,6 +177,7 @@ class Net(nn.Module):
         logit_scale: float = 4.0,
     ) -> None:
         super().__init__()
+
         def rest(i: int) -> list[nn.Module]:
             return [_layer(widths[i], widths[i], kind, 1, norm_momentum) for kind in kinds[i][1:]]
 
