@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from inference import TrainedNetwork
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_WEIGHTS = ROOT / "weights" / "fast85.safetensors"
+DEFAULT_WEIGHTS = ROOT / "weights" / "accurate.safetensors"
 
 
 @dataclasses.dataclass
