@@ -130,9 +130,6 @@ class Preset:
 # What the presets fast85 and fast90 share.
 _FAST = TrainConfig(
     batch_size=128,
-    optimizer="muon",
-    max_lr=0.01,
-    momentum=0.9,
     beta2=0.98,
     weight_decay=0.1,
     label_smoothing=0.1,
@@ -207,7 +204,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast85": Preset(
         "85% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=9, augment=0.5, eval_every=1053, early_exit_accuracy=0.85),
+        replace(_FAST, epochs=11, max_lr=0.02, momentum=0.85, augment=0.5, eval_every=1053, early_exit_accuracy=0.85),
         {
             "widths": (32, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
@@ -219,7 +216,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast90": Preset(
         "90% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=20, augment=0.7, eval_every=3159, early_exit_accuracy=0.9),
+        replace(_FAST, epochs=20, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.7, eval_every=3159,
+                early_exit_accuracy=0.9),
         {
             "widths": (24, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
