@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "teacher": Preset(
-        "a larger network without the limit on parameters, for small ones to learn from",
+        "a larger network outside the constraints, for small ones to learn from",
         TrainConfig(
             epochs=14,
             batch_size=128,

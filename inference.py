@@ -42,12 +42,13 @@ def predict_logits(model: nn.Module, images: np.ndarray, mean: tuple[float, ...]
 def for_inference(model: nn.Module, precision: torch.dtype) -> nn.Module:
     """A copy of a `Net` that only predicts, faster. Equal to `model` but for rounding.
 
-    BatchNorm is folded into a convolution directly before it (what it does to a channel is then fixed), and the weights are in
-    `precision`, which its inputs must have too.
+    BatchNorm is folded into the convolution before it (what it does to a channel is then fixed), and the weights are in
+    `precision`, which its inputs must have too. It stays where max-pooling stands between and a channel's factor is negative, with
+    which a maximum does not commute.
     """
     model = copy.deepcopy(model).eval()
     for layer in model.modules():
-        if isinstance(layer, Layer) and isinstance(layer.pool, nn.Identity):  # a maximum does not commute with a negative factor
+        if isinstance(layer, Layer) and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all())):
             layer.conv, layer.norm = fuse_conv_bn_eval(layer.conv, layer.norm), nn.Identity()
     return model.to(precision, memory_format=torch.channels_last)
 

@@ -142,19 +142,21 @@ def test_stands_alone(module):
     assert set(ours) & root_modules == {module}
 
 
-@pytest.mark.parametrize("preset", ["sprint", "accurate", "teacher"])
-def test_folded_network_predicts_the_same(preset):
+@pytest.mark.parametrize(("preset", "lowest_weight", "left"), [
+    ("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("accurate", -1.5, 2)])
+def test_folded_network_predicts_the_same(preset, lowest_weight, left):
+    """Behind max-pooling a BatchNorm with a negative weight is left."""
     torch.manual_seed(0)
     model = Net(3, 10, **PRESETS[preset].net)
     images = torch.randn(8, 3, 32, 32)
     for module in model.modules():  # as after some training: residual layers and statistics are away from where they start
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, lowest_weight, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     with torch.no_grad():
         model(images)
         expected = model.eval()(images)
         folded = for_inference(model, torch.float32)
-        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules()) == left
         torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
         assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), "the original is left as it was"
