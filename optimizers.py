@@ -67,9 +67,10 @@ class Muon(AdamW):
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     """`matrix` (rows, columns), any float dtype, with its singular values brought to 0.7 to 1.2; those below a thousandth of its
     norm stay small. A quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, matrix products only."""
-    x = matrix if len(matrix) <= matrix.shape[1] else matrix.T  # the products are of the shorter side
+    is_tall = len(matrix) > matrix.shape[1]
+    x = matrix.T if is_tall else matrix  # the products are of the shorter side
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x if len(matrix) <= matrix.shape[1] else x.T
+    return x.T if is_tall else x
