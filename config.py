@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "teacher": Preset(
         "a larger network outside the constraints, for small ones to learn from",
-        replace(_LONG, epochs=14),
+        replace(_LONG, epochs=30, augment=1.5),
         {
             "widths": (24, 96, 256, 320),
             "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7

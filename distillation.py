@@ -1,6 +1,7 @@
 """Knowledge distillation: a small network learns the logits of a larger one, the teacher, beside the labels."""
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ class Teacher:
         if card["num_channels"] != num_channels:
             raise InputError(f"the teacher {path} takes images of {card['num_channels']} channels, those of the data set have "
                              f"{num_channels}")
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision
         # From the student's normalisation to the teacher's own: they differ where other images were held out.
         mean, std, own_mean, own_std = (torch.tensor(values, device=device).view(1, -1, 1, 1)

@@ -57,11 +57,14 @@ class Muon(AdamW):
             state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW wants a "step" to be restored
         state["step"] += 1
         momentum = state["momentum"].lerp_(parameter.grad, 1 - group["betas"][0])
-        direction = parameter.grad.lerp(momentum, group["betas"][0]).flatten(1)
-        dtype = self.precision if direction.numel() > LARGE else torch.float32
-        size = STEP_SIZE * math.sqrt(max(direction.shape))  # an orthogonal matrix has elements of 1 / sqrt(max(shape))
+        # With the channels last, as they lie in memory, nothing has to be copied; the order of a matrix's columns does not matter.
+        direction = parameter.grad.lerp(momentum, group["betas"][0]).permute(0, 2, 3, 1)
+        matrix = direction.flatten(1)
+        dtype = self.precision if matrix.numel() > LARGE else torch.float32
+        size = STEP_SIZE * math.sqrt(max(matrix.shape))  # an orthogonal matrix has elements of 1 / sqrt(max(shape))
+        step = orthogonalise(matrix.to(dtype)).view(direction.shape).permute(0, 3, 1, 2)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(orthogonalise(direction.to(dtype)).view_as(parameter), alpha=-group["lr"] * size)
+        parameter.add_(step, alpha=-group["lr"] * size)
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:

@@ -192,6 +192,8 @@ class Trainer:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
         self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
                                self.device, self.precision) if config.teacher else None
+        if self.teacher:
+            self.card["teacher_sha256"] = self.teacher.sha256
         self.optimizer = build_optimizer(self.model, config, self.precision)
         lengths = [budget * 2**n for n in range(config.cycles)]
         # OneCycleLR divides by zero where the rise is a single step.
@@ -334,6 +336,9 @@ class Trainer:
                    if was[name] != value and name != "workers"]
         if changed:
             raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
+        if state["card"].get("teacher_sha256") != self.card.get("teacher_sha256"):
+            raise InputError(f"{self.checkpoint_path} was made with another teacher: the weights in {self.config.teacher} have "
+                             "changed since")
         self.model.load_state_dict(state["trained"])
         if self.averaged:
             self.averaged.module.load_state_dict(state["model"])

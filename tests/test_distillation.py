@@ -1,4 +1,5 @@
 """Distillation: the loss is Hinton's, the teacher sees what the student sees, wrong teachers are refused."""
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from inference import TrainedNetwork
 from model import Net
 from sources import Split
 from training import Trainer
-from utils import save_weights, seed_everything
+from utils import load_weights, save_weights, seed_everything
 
 SMALL = TrainConfig(epochs=2, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02, precision="fp32")
 
@@ -81,10 +82,19 @@ def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path)
     few, grey = dataset.train.labels < 9, dataset.train.images[..., :1]
     nine_classes = replace(dataset, train=Split(dataset.train.images[few], dataset.train.labels[few]), classes=dataset.classes[:9])
     one_channel = replace(dataset, train=Split(grey, dataset.train.labels))
-    one_channel = replace(dataset, train=Split(grey, dataset.train.labels))
     for other, message in ((nine_classes, "knows other classes"), (one_channel, "takes images of 3 channels")):
         with pytest.raises(InputError, match=message):
             Trainer(Net(other.num_channels, 10), other, replace(SMALL, teacher=str(teacher_path))).fit()
+
+
+def test_resume_with_other_weights_of_the_teacher_is_refused(dataset, teacher_path, tmp_path):
+    path = Path(shutil.copytree(teacher_path.parent, tmp_path / "teacher")) / teacher_path.name
+    config = replace(SMALL, epochs=1, teacher=str(path))
+    Trainer(Net(3, 10), dataset, config, tmp_path).fit()
+    tensors, card = load_weights(path)
+    save_weights(path, {name: tensor * 1.01 for name, tensor in tensors.items()}, card)
+    with pytest.raises(InputError, match="another teacher"):
+        Trainer(Net(3, 10), dataset, config, tmp_path).fit(resume=True)
 
 
 def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
