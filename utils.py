@@ -139,7 +139,9 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """The command that started this process, as one would type it in the project's folder."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
+    return shlex.join(["python", name, *sys.argv[1:]])
 
 
 @contextlib.contextmanager

@@ -23,11 +23,18 @@ def replace_between(path: Path, markers: tuple[str, str], text: str) -> None:
     write_atomically(path, replaced.encode())
 
 
+def machine(record: dict[str, Any]) -> str:
+    """What a card or a record was measured on, in words: its `hardware` and its version of torch."""
+    hardware = record["hardware"]
+    bf16 = f" ({hardware['bf16']})" if hardware.get("bf16") else ""  # older records do not say
+    threads = f"{hardware['threads']} thread{'' if hardware['threads'] == 1 else 's'}"
+    return f"{hardware['processor']}{bf16}, {hardware['cores']} cores, {threads}, torch {record['versions']['torch']}"
+
+
 def measured_on() -> str:
     """What a page says under its numbers: date, machine, torch, and the command that is running."""
-    machine = hardware()
-    return (f"{datetime.date.today()}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
-            f"{versions()['torch']}: `{command_line()}`.")
+    here = machine({"hardware": hardware(), "versions": versions()})
+    return f"{datetime.date.today()}, {here}: `{command_line()}`."
 
 
 def run_command(benchmark: type[Any], description: str | None) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from benchmarks import replace_between, run_command  # noqa: E402
+from benchmarks import machine, replace_between, run_command  # noqa: E402
 from config import PRESETS, InputError  # noqa: E402
 from utils import ROOT  # noqa: E402
 
@@ -65,22 +65,15 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     notes = [f"CIFAR-10, seed {record['config']['seed']}, the whole pipeline included; the time is that of training with its looks "
              "at the held-out images."]
-    notes += sorted({machine(record["card"]) for record in records.values()})
+    notes += sorted({f"{machine(record['card'])}." for record in records.values()})
     for name in records:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
             seeds = json.loads(path.read_text())
             notes.append(f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
                          f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
-                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}")
+                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}.")
     return "\n".join([*rows, "", *notes])
-
-
-def machine(record: dict[str, Any]) -> str:
-    """What a card or a record of seeds was measured on, as a sentence."""
-    hardware, versions = record["hardware"], record["versions"]
-    return (f"{hardware['processor']} ({hardware['bf16'] or 'no bf16'}), {hardware['cores']} cores, {hardware['threads']} threads, "
-            f"torch {versions['torch']}.")
 
 
 def duration(seconds: float) -> str:

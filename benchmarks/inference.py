@@ -15,7 +15,6 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import shlex  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -28,7 +27,16 @@ from benchmarks import run_command  # noqa: E402
 from config import InputError, get_preset  # noqa: E402
 from inference import for_inference  # noqa: E402
 from model import Net  # noqa: E402
-from utils import demand_writable, hardware, resolve_device, resolve_precision, seed_everything, versions, write_json  # noqa: E402
+from utils import (  # noqa: E402
+    command_line,
+    demand_writable,
+    hardware,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+    versions,
+    write_json,
+)
 
 
 @dataclass
@@ -72,9 +80,8 @@ class Benchmark:
             for form, values in by_form.items():
                 print(f"| {name} | {form} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
         if self.json:
-            command = shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]])
             write_json(self.json, {"batch_size": self.batch_size, "images_per_second": rates, "hardware": hardware(),
-                                   "versions": versions(), "command": command})
+                                   "versions": versions(), "command": command_line()})
         return 0
 
     def forms(self, model: Net, device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import contextlib  # noqa: E402
 import datetime  # noqa: E402
-import shlex  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
@@ -35,11 +34,11 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import data  # noqa: E402
-from benchmarks import run_command  # noqa: E402
+from benchmarks import machine, run_command  # noqa: E402
 from config import InputError, Preset, get_preset  # noqa: E402
 from model import Net  # noqa: E402
 from training import Trainer  # noqa: E402
-from utils import ROOT, demand_writable, hardware, seed_everything, versions, write_json  # noqa: E402
+from utils import ROOT, command_line, demand_writable, hardware, seed_everything, versions, write_json  # noqa: E402
 
 FIRST_STEPS = 10  # of a training, that are not measured
 Values = dict[str, float]  # what one measurement gives, by name
@@ -131,9 +130,9 @@ class Pipeline:
         import cv2  # of its version, since its package has several names
 
         record: dict[str, Any] = {
-            "date": datetime.date.today().isoformat(), "command": shlex.join(["python", "benchmarks/pipeline.py", *sys.argv[1:]]),
-            "dataset": self.images.name, "image_size": list(self.images.image_size), "quick": self.quick, "steps": self.steps,
-            "repeats": len(runs[0]), "hardware": hardware(),
+            "date": datetime.date.today().isoformat(), "command": command_line(), "dataset": self.images.name,
+            "image_size": list(self.images.image_size), "quick": self.quick, "steps": self.steps, "repeats": len(runs[0]),
+            "hardware": hardware(),
             "versions": versions() | {"albumentations": version("albumentations"), "opencv": cv2.__version__},
             "pipeline": [], "step": [], "training": []}
         for (kind, what), values in zip(plan, runs, strict=True):
@@ -191,9 +190,7 @@ def table(record: dict[str, Any]) -> str:
         share = entry["waiting_share"]
         rows.append(f"| {entry['preset']} | {entry['workers']} | {entry['images_per_draw']} | {rate(entry)} | "
                     f"{share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) |")
-    machine = record["hardware"]
-    return "\n".join([*rows, f"\n{record['dataset']}, {record['date']}, {machine['processor']}, {machine['cores']} cores, "
-                      f"{machine['threads']} threads, torch {record['versions']['torch']}, albumentations "
+    return "\n".join([*rows, f"\n{record['dataset']}, {record['date']}, {machine(record)}, albumentations "
                       f"{record['versions']['albumentations']}: `{record['command']}`."])
 
 

@@ -21,7 +21,6 @@ import itertools  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
-import shlex  # noqa: E402
 import shutil  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
@@ -32,10 +31,10 @@ from typing import Any  # noqa: E402
 
 from tqdm import tqdm  # noqa: E402
 
-from benchmarks import replace_between, run_command  # noqa: E402
+from benchmarks import machine, replace_between, run_command  # noqa: E402
 from benchmarks.references import REFERENCES, TARGET  # noqa: E402
 from config import InputError  # noqa: E402
-from utils import ROOT, demand_writable, hardware, versions, write_json  # noqa: E402
+from utils import ROOT, command_line, demand_writable, hardware, versions, write_json  # noqa: E402
 
 MARKERS = ("<!-- sprint-table -->", "<!-- /sprint-table -->")
 QUICK_LIMIT = 20.0  # seconds that --quick leaves a reference's training
@@ -139,10 +138,10 @@ class Benchmark:
 
 def make_record(runs: dict[str, list[dict[str, Any]]], threads: int, quick: bool) -> dict[str, Any]:
     """All `runs` with what they were made on, and a summary of each contender."""
-    machine = hardware()
+    here = hardware()
     return {"date": datetime.date.today().isoformat(), "dataset": "cifar10", "target": TARGET, "quick": quick,
-            "command": shlex.join(["python", "benchmarks/sprint.py", *sys.argv[1:]]),
-            "hardware": machine | {"threads": threads or machine["threads"]}, "versions": versions(),
+            "command": command_line(),
+            "hardware": here | {"threads": threads or here["threads"]}, "versions": versions(),
             "summaries": {name: summarise(entries) for name, entries in runs.items()}, "runs": runs}
 
 
@@ -181,10 +180,8 @@ def table(record: dict[str, Any]) -> str:
         parameters = runs["sprint" if name == "process" else name][0]["parameters"]
         rows.append(f"| {ABOUT[name]} | {values['runs']} | {bound}{median} s | {least} | {most} | "
                     f"{'-' if name in ONCE else values['misses']} | {ratio} | {parameters:,} |")
-    machine = record["hardware"]
-    counts = f"{machine['cores']} cores, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     note = (f"Seconds to more than {record['target']:.0%} on CIFAR-10's test split, each run a fresh process; {record['date']}, "
-            f"{machine['processor']}, {counts}, torch {record['versions']['torch']}: `{record['command']}`.")
+            f"{machine(record)}: `{record['command']}`.")
     return "\n".join([*rows, "", note])
 
 
