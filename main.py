@@ -143,14 +143,12 @@ class Train:
         from training import Trainer
         from utils import (
             PRECISIONS,
-            command_line,
             count_mult_adds,
             count_parameters,
-            hardware,
+            provenance,
             save_weights,
             seed_everything,
             summary,
-            versions,
             write_json,
         )
 
@@ -180,8 +178,7 @@ class Train:
         last = history.evaluations[-1]
         card = trainer.card | {
             "test_accuracy": test_accuracy, "val_accuracy": last.val_accuracy, "precision": precision, "epochs": last.epoch,
-            "seconds": history.total_seconds, "seed": self.config.seed, "command": command_line(), "hardware": hardware(),
-            "versions": versions()}
+            "seconds": history.total_seconds, "seed": self.config.seed, **provenance()}
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         write_json(out / "run.json", {
             "card": card, "config": dataclasses.asdict(self.config), "history": dataclasses.asdict(history)})

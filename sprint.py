@@ -18,14 +18,12 @@ from training import Trainer
 from utils import (
     PRECISIONS,
     ROOT,
-    command_line,
     count_parameters,
     demand_writable,
-    hardware,
+    provenance,
     save_weights,
     seed_everything,
     summary,
-    versions,
     write_json,
 )
 
@@ -52,7 +50,7 @@ def run_once(dataset: data.ImageDataset, preset_name: str, seed: int, target: fl
     (precision,) = (name for name, dtype in PRECISIONS.items() if dtype == trainer.precision)
     save_weights(path, trainer.trained_model.state_dict(), trainer.card | {
         "test_accuracy": history.test_accuracy, "seconds": history.total_seconds, "images_seen": history.images_seen,
-        "seed": seed, "precision": precision, "command": command_line(), "hardware": hardware(), "versions": versions()})
+        "seed": seed, "precision": precision, **provenance()})
     print(f"{'reached' if history.reached else 'NOT reached'} {target:.1%} on {dataset.name} in {history.total_seconds:.2f} s: "
           f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, "
           f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}, weights in {path}")
@@ -96,4 +94,4 @@ def make_record(dataset: str, preset: str, target: float, runs: list[dict[str, A
     seconds = [run["seconds"] for run in runs]
     return {"dataset": dataset, "preset": preset, "target": target, "runs": runs, "median_seconds": statistics.median(seconds),
             "min_seconds": min(seconds), "max_seconds": max(seconds), "misses": sum(not run["reached"] for run in runs),
-            "hardware": hardware(), "versions": versions(), "command": command_line()}
+            **provenance()}

@@ -144,6 +144,11 @@ def command_line() -> str:
     return shlex.join(["python", name, *sys.argv[1:]])
 
 
+def provenance() -> dict[str, Any]:
+    """What a card or a record says of where its numbers come from."""
+    return {"command": command_line(), "hardware": hardware(), "versions": versions()}
+
+
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C came; a second Ctrl-C interrupts at once, as ever."""

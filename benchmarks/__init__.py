@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from config import InputError
-from utils import command_line, hardware, versions, write_atomically
+from utils import provenance, write_atomically
 
 
 def replace_between(path: Path, markers: tuple[str, str], text: str) -> None:
@@ -33,8 +33,8 @@ def machine(record: dict[str, Any]) -> str:
 
 def measured_on() -> str:
     """What a page says under its numbers: date, machine, torch, and the command that is running."""
-    here = machine({"hardware": hardware(), "versions": versions()})
-    return f"{datetime.date.today()}, {here}: `{command_line()}`."
+    here = provenance()
+    return f"{datetime.date.today()}, {machine(here)}: `{here['command']}`."
 
 
 def run_command(benchmark: type[Any], description: str | None) -> int:

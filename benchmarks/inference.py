@@ -27,16 +27,7 @@ from benchmarks import run_command  # noqa: E402
 from config import InputError, get_preset  # noqa: E402
 from inference import for_inference  # noqa: E402
 from model import Net  # noqa: E402
-from utils import (  # noqa: E402
-    command_line,
-    demand_writable,
-    hardware,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-    versions,
-    write_json,
-)
+from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json  # noqa: E402
 
 
 @dataclass
@@ -80,8 +71,7 @@ class Benchmark:
             for form, values in by_form.items():
                 print(f"| {name} | {form} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
         if self.json:
-            write_json(self.json, {"batch_size": self.batch_size, "images_per_second": rates, "hardware": hardware(),
-                                   "versions": versions(), "command": command_line()})
+            write_json(self.json, {"batch_size": self.batch_size, "images_per_second": rates, **provenance()})
         return 0
 
     def forms(self, model: Net, device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:

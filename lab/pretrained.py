@@ -21,7 +21,7 @@ from lab.experiment import take_images
 from lab.models import net_features
 from model import Net
 from training import Trainer
-from utils import ROOT, command_line, count_mult_adds, count_parameters, hardware, save_weights, seed_everything, versions
+from utils import ROOT, count_mult_adds, count_parameters, provenance, save_weights, seed_everything
 
 if TYPE_CHECKING:
     from lab.experiments import Transfer
@@ -112,7 +112,7 @@ def pretrain(path: Path, dataset: ImageDataset, classes: Sequence[str], config: 
     save_weights(path, trainer.trained_model.state_dict(), trainer.card | {
         "test_accuracy": accuracy, "val_accuracy": history.evaluations[-1].val_accuracy, "precision": "fp32",
         "epochs": config.epochs, "seconds": history.total_seconds, "seed": config.seed, "config": asdict(config),
-        "command": command_line(), "hardware": hardware(), "versions": versions()})
+        **provenance()})
 
 
 def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[str]) -> Source:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks import measured_on, replace_between
 from config import get_preset
 from lab.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
-from utils import ROOT, command_line, hardware, resolve_precision, versions, write_json
+from utils import ROOT, provenance, resolve_precision, write_json
 
 if TYPE_CHECKING:
     from data import ImageDataset
@@ -166,7 +166,7 @@ def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int
     if docs:
         write_json(RECORD, {"preset": preset, "dataset": dataset.name, "batch_size": batch_size, "epoch_images": images,
                             "results": [{name: value for name, value in asdict(r).items() if name != "output"} for r in results],
-                            "hardware": hardware(), "versions": versions(), "command": command_line()})
+                            **provenance()})
         plot(results, PAGE.with_suffix(".png"))
         replace_between(PAGE, MARKERS, f"{text}\n\nThe network of the preset `{preset}` on {dataset.name}, {rounds} rounds of a "
                                        f"quarter of a second; all of them are in `records/runtimes.json`. {measured_on()}")
