@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import InputError
 from data import ImageDataset, normalise
-from model import Layer, Net
+from model import Layer, Net, ResidualPointwiseConv2d
 from own_images import read_image
 from utils import hardware, load_weights, resolve_precision
 
@@ -44,13 +44,25 @@ def for_inference(model: nn.Module, precision: torch.dtype) -> nn.Module:
 
     BatchNorm is folded into the convolution before it (what it does to a channel is then fixed), and the weights are in
     `precision`, which its inputs must have too. It stays where max-pooling stands between and a channel's factor is negative, with
-    which a maximum does not commute.
+    which a maximum does not commute. The sum of a residual 1x1 convolution becomes part of its weights.
     """
     model = copy.deepcopy(model).eval()
-    for layer in model.modules():
-        if isinstance(layer, Layer) and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all())):
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, ResidualPointwiseConv2d):
+            model.set_submodule(name, _without_sum(layer))
+        elif isinstance(layer, Layer) and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all())):
             layer.conv, layer.norm = fuse_conv_bn_eval(layer.conv, layer.norm), nn.Identity()
     return model.to(precision, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _without_sum(layer: ResidualPointwiseConv2d) -> nn.Module:
+    """relu(x + scale * W x) as relu((I + scale * W) x), which a backend computes in one operation."""
+    channels = layer.in_channels
+    conv = nn.Conv2d(channels, channels, 1, bias=False, device=layer.weight.device)
+    identity = torch.eye(channels, device=layer.weight.device).view_as(layer.weight)
+    conv.weight.copy_(identity + layer.scale * layer.weight)
+    return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 
 def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]:

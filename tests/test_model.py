@@ -153,6 +153,8 @@ def test_folded_network_predicts_the_same(preset, lowest_weight, left):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, lowest_weight, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
+        elif isinstance(module, ResidualPointwiseConv2d):
+            torch.nn.init.normal_(module.weight, 0, 1.0)
     with torch.no_grad():
         model(images)
         expected = model.eval()(images)
