@@ -190,9 +190,10 @@ class Trainer:
         self.network = distributed.wrap(self.model, config.compile)  # to train through; all else is done with the bare module
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-        self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
-                               self.device, self.precision) if config.teacher else None
-        if self.teacher:
+        self.teacher: Teacher | None = None
+        if config.teacher:
+            self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
+                                   self.device, self.precision)
             self.card["teacher_sha256"] = self.teacher.sha256
         self.optimizer = build_optimizer(self.model, config, self.precision)
         lengths = [budget * 2**n for n in range(config.cycles)]

@@ -38,7 +38,7 @@ from benchmarks import machine, run_command  # noqa: E402
 from config import InputError, Preset, get_preset  # noqa: E402
 from model import Net  # noqa: E402
 from training import Trainer  # noqa: E402
-from utils import ROOT, command_line, demand_writable, hardware, seed_everything, versions, write_json  # noqa: E402
+from utils import ROOT, demand_writable, provenance, seed_everything, write_json  # noqa: E402
 
 FIRST_STEPS = 10  # of a training, that are not measured
 Values = dict[str, float]  # what one measurement gives, by name
@@ -130,11 +130,10 @@ class Pipeline:
         import cv2  # of its version, since its package has several names
 
         record: dict[str, Any] = {
-            "date": datetime.date.today().isoformat(), "command": command_line(), "dataset": self.images.name,
-            "image_size": list(self.images.image_size), "quick": self.quick, "steps": self.steps, "repeats": len(runs[0]),
-            "hardware": hardware(),
-            "versions": versions() | {"albumentations": version("albumentations"), "opencv": cv2.__version__},
+            "date": datetime.date.today().isoformat(), "dataset": self.images.name, "image_size": list(self.images.image_size),
+            "quick": self.quick, "steps": self.steps, "repeats": len(runs[0]), **provenance(),
             "pipeline": [], "step": [], "training": []}
+        record["versions"] |= {"albumentations": version("albumentations"), "opencv": cv2.__version__}
         for (kind, what), values in zip(plan, runs, strict=True):
             record[kind].append(what | {name: summarise([run[name] for run in values]) for name in values[0]})
         return record

@@ -34,7 +34,7 @@ from tqdm import tqdm  # noqa: E402
 from benchmarks import machine, replace_between, run_command  # noqa: E402
 from benchmarks.references import REFERENCES, TARGET  # noqa: E402
 from config import InputError  # noqa: E402
-from utils import ROOT, command_line, demand_writable, hardware, versions, write_json  # noqa: E402
+from utils import ROOT, demand_writable, provenance, write_json  # noqa: E402
 
 MARKERS = ("<!-- sprint-table -->", "<!-- /sprint-table -->")
 QUICK_LIMIT = 20.0  # seconds that --quick leaves a reference's training
@@ -138,11 +138,11 @@ class Benchmark:
 
 def make_record(runs: dict[str, list[dict[str, Any]]], threads: int, quick: bool) -> dict[str, Any]:
     """All `runs` with what they were made on, and a summary of each contender."""
-    here = hardware()
-    return {"date": datetime.date.today().isoformat(), "dataset": "cifar10", "target": TARGET, "quick": quick,
-            "command": command_line(),
-            "hardware": here | {"threads": threads or here["threads"]}, "versions": versions(),
-            "summaries": {name: summarise(entries) for name, entries in runs.items()}, "runs": runs}
+    record = {"date": datetime.date.today().isoformat(), "dataset": "cifar10", "target": TARGET, "quick": quick, **provenance(),
+              "summaries": {name: summarise(entries) for name, entries in runs.items()}, "runs": runs}
+    if threads:  # of the runs, which are processes of their own
+        record["hardware"]["threads"] = threads
+    return record
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:

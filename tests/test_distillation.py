@@ -88,7 +88,7 @@ def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path)
 
 
 def test_resume_with_other_weights_of_the_teacher_is_refused(dataset, teacher_path, tmp_path):
-    path = Path(shutil.copytree(teacher_path.parent, tmp_path / "teacher")) / teacher_path.name
+    path = shutil.copytree(teacher_path.parent, tmp_path / "teacher") / teacher_path.name
     config = replace(SMALL, epochs=1, teacher=str(path))
     Trainer(Net(3, 10), dataset, config, tmp_path).fit()
     tensors, card = load_weights(path)
