@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "teacher": Preset(
         "a larger network outside the constraints, for small ones to learn from",
-        replace(_LONG, epochs=30, augment=1.5),
+        replace(_LONG, epochs=60, augment=1.5),
         {
             "widths": (24, 96, 256, 320),
             "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
@@ -192,7 +192,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast85": Preset(
         "85% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=12, max_lr=0.02, momentum=0.85, augment=0.5, eval_every=1053, early_exit_accuracy=0.85),
+        replace(_FAST, epochs=13, max_lr=0.02, momentum=0.85, augment=0.5, ema_decay=0.998, early_exit_accuracy=0.85,
+                early_exit_margin=0.005),
         {
             "widths": (32, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
