@@ -57,8 +57,6 @@ class TrainConfig:
     """Share of the teacher in the loss; the labels have the rest."""
     temperature: float = 2.0
     """Divides the logits of both before they are compared."""
-    distinct_epochs: int = 0
-    """After so many epochs their order and augmentation come again, and the teacher's logits are at hand; 0: all differ."""
     statistics_images: int = 0
     """Training images from which the mean and deviation of each channel are computed; 0 for all."""
     whiten_images: int = 2000
@@ -68,6 +66,9 @@ class TrainConfig:
     images_per_draw: int = 1
     """Images of a batch that share one draw of that augmentation, 1 to 32; batch_size must be a multiple. The draw is nearly all
     of its cost: 16 images that share one take a tenth of the time of 16 that do not (benchmarks/pipeline.py)."""
+    cutmix: float = 0.0
+    """Share of the batches whose images have a rectangle of another image of the batch, and of its label in proportion to the area
+    (CutMix, Yun et al. 2019), 0 to 1."""
     workers: int = 2
     """Processes that augment; without augmentation none are started."""
     val_images: int = 5000
@@ -103,11 +104,12 @@ class TrainConfig:
                      "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed",
-                     "distinct_epochs", "flat_loss"):
+                     "flat_loss"):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
             demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        demand("teacher_weight", 0 <= self.teacher_weight <= 1, "from 0 to 1")
+        for name in ("teacher_weight", "cutmix"):
+            demand(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
         demand("image_size", self.image_size >= 28, "28 or more")

@@ -46,20 +46,11 @@ class Teacher:
         mean, std, own_mean, own_std = (torch.tensor(values, device=device).view(1, -1, 1, 1)
                                         for values in (mean, std, card["mean"], card["std"]))
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
-        self.known: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def logits(self, inputs: Tensor, key: int | None) -> Tensor:
-        """Raw logits (N, num_classes), float32, of the student's `inputs` (N, C, H, W).
-
-        Where `key` is given, they are computed once and kept: the same key must stand for the same inputs.
-        """
-        if key in self.known:
-            return self.known[key]
-        logits = self.model((inputs * self.scale + self.shift).to(self.precision)).float()
-        if key is not None:
-            self.known[key] = logits
-        return logits
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Raw logits (N, num_classes), float32, of the student's `inputs` (N, C, H, W)."""
+        return self.model((inputs * self.scale + self.shift).to(self.precision)).float()
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -56,7 +56,8 @@ class Trainer:
     duration is the clock of a sprint.
 
     In a group of processes (see distributed.py) each trains on its part of every batch, with the statistics of the whole batch in
-    BatchNorm, and looks at its part of the held-out images; losses and accuracies are those of the whole. Process 0 writes.
+    BatchNorm, and looks at its part of the held-out images; losses and accuracies are those of the whole. CutMix mixes the images
+    of a part. Process 0 writes.
 
     Args:
         model: any module that maps (N, C, H, W) floats to raw logits (N, num_classes). One that has a method
@@ -116,7 +117,7 @@ class Trainer:
             self._restore()
         self.observer.started(self)
         last = self.step if self.history.reached or self._is_flat() else self.total_steps
-        batches = self.batches.steps([step % self.distinct_steps for step in range(self.step, last)])
+        batches = self.batches.steps(range(self.step, last))
         shared = self.progress is not None
         bar = contextlib.nullcontext(self.progress) if shared else tqdm(
             initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
@@ -183,13 +184,16 @@ class Trainer:
         budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
         self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
         self.total_steps = self.cycle_ends[-1]
-        self.distinct_steps = config.distinct_epochs * self.batches.steps_per_epoch or self.total_steps
         if hasattr(self.model, "whiten"):
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
             self.model.whiten(normalise(pixels, self.mean, self.std))
         self.network = distributed.wrap(self.model, config.compile)  # to train through; all else is done with the bare module
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        if config.cutmix:
+            from torchvision.transforms import v2  # a tenth of a second, which is not the sprint's
+
+            self.cutmix = v2.CutMix(num_classes=self.dataset.num_classes)
         self.teacher: Teacher | None = None
         if config.teacher:
             self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
@@ -207,9 +211,13 @@ class Trainer:
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         self.model.train()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        labels = targets
+        if self.config.cutmix and torch.rand(()).item() < self.config.cutmix:
+            inputs, labels = self.cutmix(inputs, targets)
+            targets = labels.argmax(1)  # the class that most of the image shows
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             logits = self.network(inputs)
-        loss = self._loss(logits.float(), inputs, targets)
+        loss = self._loss(logits.float(), inputs, labels)
         correct = (logits.detach().argmax(1) == targets).sum()
         self.unread.append((self.step + 1, self.learning_rate, torch.stack([loss.detach(), correct])))
         if len(self.unread) >= self.read_every:
@@ -244,9 +252,7 @@ class Trainer:
         config = self.config
         loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         if self.teacher:
-            comes_again = self.total_steps > self.distinct_steps
-            teacher_logits = self.teacher.logits(inputs, key=self.step % self.distinct_steps if comes_again else None)
-            imitation = distillation_loss(logits, teacher_logits, config.temperature)
+            imitation = distillation_loss(logits, self.teacher.logits(inputs), config.temperature)
             loss = torch.lerp(loss, imitation, config.teacher_weight)
         return loss
 

@@ -94,11 +94,14 @@ def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
     points = [(name, parameters, accuracy, "#000000", "x") for name, parameters, accuracy, _ in REFERENCES]
     points += [(name, record["card"]["parameters"], record["card"]["test_accuracy"], COLOURS[name], "o")
                for name, record in records.items()]
-    for name, parameters, accuracy, colour, marker in points:
+    height = 0.0
+    for name, parameters, accuracy, colour, marker in sorted(points, key=lambda point: point[2]):
         axes.plot(parameters, accuracy, marker, color=colour, markersize=8)
         is_just_above = 200_000 < parameters < 1e6  # a label on its left would lie on the limit
-        axes.annotate(f"{name} {accuracy:.2%}", (parameters, accuracy), xytext=(8 if is_just_above else -8, 0),
-                      textcoords="offset points", fontsize=9, color=colour, ha="left" if is_just_above else "right", va="center")
+        height = max(accuracy, height + 0.004)  # nor may two labels lie on each other
+        axes.annotate(f"{name} {accuracy:.2%}", (parameters, accuracy), xytext=(8 if is_just_above else -8, height),
+                      textcoords=("offset points", "data"), fontsize=9, color=colour, ha="left" if is_just_above else "right",
+                      va="center")
     axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy", title="CIFAR-10: accuracy against parameters")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

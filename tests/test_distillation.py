@@ -52,7 +52,7 @@ def test_teacher_answers_as_on_images_of_its_own_normalisation(dataset, teacher_
     network = TrainedNetwork.load(teacher_path, device)
     assert not np.allclose(network.card["mean"], mean, atol=1e-3)
     teacher = Teacher(teacher_path, list(dataset.classes), 3, mean, std, device, torch.float32)
-    logits = teacher.logits(data.normalise(torch.from_numpy(images), mean, std), key=None)
+    logits = teacher.logits(data.normalise(torch.from_numpy(images), mean, std))
     torch.testing.assert_close(logits, network.logits(images, torch.float32), rtol=1e-4, atol=1e-4)
 
 
@@ -64,18 +64,6 @@ def test_student_of_the_teacher_alone_becomes_like_it(dataset, teacher_path):
     expected = TrainedNetwork.load(teacher_path, torch.device("cpu")).logits(dataset.test.images)
     imitation = distillation_loss(trainer.predict(dataset.test), expected, 2.0).item()
     assert imitation < 0.5 * distillation_loss(torch.zeros_like(expected), expected, 2.0).item()
-
-
-def test_logits_are_computed_once_where_epochs_come_again(dataset, teacher_path):
-    once, again = (Trainer(Net(3, 10), dataset, replace(SMALL, teacher=str(teacher_path), distinct_epochs=n)) for n in (0, 1))
-    again.fit()
-    assert sorted(again.teacher.known) == list(range(again.batches.steps_per_epoch))
-    key, kept = next(iter(again.teacher.known.items()))
-    inputs, _ = next(again.batches.steps(range(key, key + 1)))
-    again.teacher.known.clear()
-    torch.testing.assert_close(again.teacher.logits(inputs, key=None), kept)
-    once.fit()
-    assert not once.teacher.known
 
 
 def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path):
@@ -103,8 +91,8 @@ def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
     assert_refused(result, "there is no teacher", "train one first")
 
 
-def test_resumed_run_is_the_same_although_the_logits_are_computed_anew(dataset, teacher_path, tmp_path):
-    config = replace(SMALL, teacher=str(teacher_path), distinct_epochs=1, checkpoint_every=10)
+def test_resumed_run_of_a_student_is_the_same(dataset, teacher_path, tmp_path):
+    config = replace(SMALL, teacher=str(teacher_path), checkpoint_every=10)
 
     def make(out: Path) -> Trainer:
         seed_everything(3)

@@ -53,6 +53,25 @@ def test_learns_with_augmentation_and_averaging(dataset):
     assert history.evaluations[-1].val_accuracy > 0.16
 
 
+def test_cutmix_puts_a_rectangle_of_another_image_and_its_share_of_the_label(dataset):
+    trainer = make_trainer(dataset, replace(SMALL, steps=3, cutmix=1.0))
+    mixed, loss = [], trainer._loss
+    trainer._loss = lambda logits, *batch: mixed.append(batch) or loss(logits, *batch)
+    trainer.fit()
+    covered = []
+    for (inputs, labels), (originals, targets) in zip(mixed, trainer.batches.steps(range(3)), strict=True):
+        others = originals.roll(1, 0)
+        inside = (inputs == others).all(0).all(0)  # for every image of the batch: no accident of two alike
+        assert torch.equal(inputs, torch.where(inside, others, originals))
+        rows, columns = inside.any(1).sum(), inside.any(0).sum()
+        assert rows * columns == inside.sum()
+        covered.append(inside.float().mean())
+        own, other = torch.eye(10)[targets], torch.eye(10)[targets.roll(1)]
+        torch.testing.assert_close(labels, torch.lerp(own, other, covered[-1]))
+    assert len(set(covered)) == 3
+    assert max(covered) > 0
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_weight_decay_spares_biases_and_batch_norm(dataset, optimizer):
     trainer = make_trainer(dataset, replace(SMALL, optimizer=optimizer, weight_decay=0.3))
@@ -189,7 +208,8 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize(("options", "env"), [
-    (("--augment", 0), ALL_THREADS), (("--augment", 0, "--optimizer", "muon"), ALL_THREADS), (("--augment", 0.5), None)])
+    (("--augment", 0), ALL_THREADS), (("--augment", 0, "--optimizer", "muon"), ALL_THREADS),
+    (("--augment", 0.5, "--cutmix", 0.5), None)])
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
     """Killed for good at random moments after its first checkpoint, and resumed, the run ends as one never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
