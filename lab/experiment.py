@@ -162,15 +162,16 @@ def run_parts(parts: Sequence[Part], folder: Path) -> list[Outcome]:
         print(f"{len(parts) - len(missing)} of {len(parts)} trainings are already in {folder}", flush=True)
     bar = tqdm(total=sum(parts[i].budget for i in missing), unit=" images", unit_scale=True, disable=None, leave=False)
     with bar:
-        for done, i in enumerate(missing):
-            bar.set_description(f"{done + 1} of {len(missing)}: {describe(parts[i].facts)}")
-            before = bar.n
-            try:
+        try:
+            for number, i in enumerate(missing, 1):
+                bar.set_description(f"{number} of {len(missing)}: {describe(parts[i].facts)}")
+                before = bar.n
                 outcomes[i] = _train(parts[i], paths[i], bar)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"{len(parts) - len(missing) + done} of {len(parts)} trainings are done and kept in "
-                                        f"{folder}: the same command goes on with the others") from None
-            bar.update(before + parts[i].budget - bar.n)  # it may have stopped early
+                bar.update(before + parts[i].budget - bar.n)  # it may have stopped early
+        except KeyboardInterrupt:
+            kept = sum(_read(path, part) is not None for path, part in zip(paths, parts, strict=True))
+            raise KeyboardInterrupt(f"{kept} of {len(parts)} trainings are done and kept in {folder}: the same command goes on "
+                                    "with the others") from None
     return outcomes
 
 
