@@ -51,8 +51,8 @@ class TrainConfig:
     """Probability mass spread evenly over all classes (Szegedy et al. 2016), 0 to below 1."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
-    teacher: str = ""
-    """Weights of a trained network whose logits are imitated (Hinton et al. 2015); empty for none."""
+    teacher: tuple[str, ...] = ()
+    """Weights of one or more trained networks; the mean of their logits is imitated (Hinton et al. 2015). Empty for none."""
     teacher_weight: float = 0.9
     """Share of the teacher in the loss; the labels have the rest."""
     temperature: float = 2.0
@@ -152,7 +152,7 @@ _LONG = TrainConfig(
     workers=0,
 )
 # What accurate and slim share besides: they differ in width alone.
-_DISTILLED = replace(_LONG, epochs=100, teacher="weights/teacher.safetensors")
+_DISTILLED = replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",))
 # A stem that looks at every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
 _FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
 _DEEP = {

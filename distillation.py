@@ -14,7 +14,7 @@ from utils import ROOT
 
 
 class Teacher:
-    """A trained network that sees the very images the student sees, as augmented (Beyer et al. 2022, "Knowledge distillation: A
+    """One trained network that sees the very images the student sees, as augmented (Beyer et al. 2022, "Knowledge distillation: A
     good teacher is patient and consistent").
 
     Args:
@@ -31,7 +31,7 @@ class Teacher:
             path = ROOT / path
         if not path.exists():
             raise InputError(f"there is no teacher {path}: train one first (python main.py train --preset teacher), or name other "
-                             "weights with --teacher, or '' for none")
+                             "weights with --teacher, or none after it for no teacher")
         network = TrainedNetwork.load(path, device)
         card = network.card
         if card["classes"] != classes:

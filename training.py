@@ -194,11 +194,10 @@ class Trainer:
             from torchvision.transforms import v2  # a tenth of a second, which is not the sprint's
 
             self.cutmix = v2.CutMix(num_classes=self.dataset.num_classes)
-        self.teacher: Teacher | None = None
-        if config.teacher:
-            self.teacher = Teacher(Path(config.teacher), self.card["classes"], self.dataset.num_channels, self.mean, self.std,
-                                   self.device, self.precision)
-            self.card["teacher_sha256"] = self.teacher.sha256
+        self.teachers = [Teacher(Path(path), self.card["classes"], self.dataset.num_channels, self.mean, self.std, self.device,
+                                 self.precision) for path in config.teacher]
+        if self.teachers:
+            self.card["teacher_sha256"] = [teacher.sha256 for teacher in self.teachers]
         self.optimizer = build_optimizer(self.model, config, self.precision)
         lengths = [budget * 2**n for n in range(config.cycles)]
         # OneCycleLR divides by zero where the rise is a single step.
@@ -251,8 +250,9 @@ class Trainer:
     def _loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         config = self.config
         loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        if self.teacher:
-            imitation = distillation_loss(logits, self.teacher.logits(inputs), config.temperature)
+        if self.teachers:
+            taught = torch.stack([teacher.logits(inputs) for teacher in self.teachers]).mean(0)
+            imitation = distillation_loss(logits, taught, config.temperature)
             loss = torch.lerp(loss, imitation, config.teacher_weight)
         return loss
 
@@ -344,8 +344,8 @@ class Trainer:
         if changed:
             raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
         if state["card"].get("teacher_sha256") != self.card.get("teacher_sha256"):
-            raise InputError(f"{self.checkpoint_path} was made with another teacher: the weights in {self.config.teacher} have "
-                             "changed since")
+            raise InputError(f"{self.checkpoint_path} was made with another teacher: the weights in "
+                             f"{' or '.join(self.config.teacher)} have changed since")
         self.model.load_state_dict(state["trained"])
         if self.averaged:
             self.averaged.module.load_state_dict(state["model"])

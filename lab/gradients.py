@@ -122,7 +122,7 @@ def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, s
     runs: dict[str, list[Run]] = {name: [] for name in VARIANTS}
     for seed, name in tqdm([(seed, name) for seed in range(seeds) for name in VARIANTS], unit=" runs", disable=None, leave=False):
         seed_everything(seed)
-        config = replace(preset.train, seed=seed, cycles=1, early_exit_accuracy=None, teacher="", augment=0.0, steps=steps)
+        config = replace(preset.train, seed=seed, cycles=1, early_exit_accuracy=None, teacher=(), augment=0.0, steps=steps)
         trainer = Trainer(VARIANTS[name](dataset.num_channels, dataset.num_classes, **preset.net), dataset, config)
         trainer._prepare()  # whitens the stem
         sample = list(trainer.batches.steps(range(batches)))

@@ -110,7 +110,7 @@ def measure(preset: Preset, dataset: ImageDataset, jobs: list[Job], rounds: int)
 
 def _save_inputs(preset: Preset, dataset: ImageDataset, batch_size: int, path: Path) -> None:
     """The weights that all variants start from, the images and labels that they get, and what else they must know."""
-    config = replace(preset.train, steps=40, cycles=1, early_exit_accuracy=None, augment=0.0, teacher="", precision="fp32",
+    config = replace(preset.train, steps=40, cycles=1, early_exit_accuracy=None, augment=0.0, teacher=(), precision="fp32",
                      val_images=min(preset.train.val_images, len(dataset.train.labels) // 2))
     trainer = Trainer(Net(dataset.num_channels, dataset.num_classes, **preset.net), dataset, config)
     trainer.fit()

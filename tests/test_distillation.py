@@ -58,12 +58,26 @@ def test_teacher_answers_as_on_images_of_its_own_normalisation(dataset, teacher_
 
 def test_student_of_the_teacher_alone_becomes_like_it(dataset, teacher_path):
     seed_everything(0)
-    config = replace(SMALL, teacher=str(teacher_path), teacher_weight=1.0)
+    config = replace(SMALL, teacher=(str(teacher_path),), teacher_weight=1.0)
     trainer = Trainer(Net(3, 10), dataset, config)
     trainer.fit()
     expected = TrainedNetwork.load(teacher_path, torch.device("cpu")).logits(dataset.test.images)
     imitation = distillation_loss(trainer.predict(dataset.test), expected, 2.0).item()
     assert imitation < 0.5 * distillation_loss(torch.zeros_like(expected), expected, 2.0).item()
+
+
+def test_two_teachers_are_imitated_in_the_mean_of_their_logits(dataset, teacher_path, tmp_path):
+    tensors, card = load_weights(teacher_path)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, {name: tensor * 1.1 for name, tensor in tensors.items()}, card)
+    trainer = Trainer(Net(3, 10), dataset, replace(SMALL, teacher=(str(teacher_path), str(other)), teacher_weight=1.0))
+    trainer._prepare()
+    inputs = data.normalise(torch.from_numpy(dataset.test.images[:50]), trainer.mean, trainer.std)
+    one, two = (teacher.logits(inputs) for teacher in trainer.teachers)
+    labels = torch.zeros(50, dtype=torch.int64)
+    assert not torch.allclose(one, two, atol=0.01)
+    assert trainer._loss((one + two) / 2, inputs, labels).item() == pytest.approx(0, abs=1e-5)
+    assert trainer._loss(one, inputs, labels).item() > 1e-4
 
 
 def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path):
@@ -72,12 +86,12 @@ def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path)
     one_channel = replace(dataset, train=Split(grey, dataset.train.labels))
     for other, message in ((nine_classes, "knows other classes"), (one_channel, "takes images of 3 channels")):
         with pytest.raises(InputError, match=message):
-            Trainer(Net(other.num_channels, 10), other, replace(SMALL, teacher=str(teacher_path))).fit()
+            Trainer(Net(other.num_channels, 10), other, replace(SMALL, teacher=(str(teacher_path),))).fit()
 
 
 def test_resume_with_other_weights_of_the_teacher_is_refused(dataset, teacher_path, tmp_path):
     path = shutil.copytree(teacher_path.parent, tmp_path / "teacher") / teacher_path.name
-    config = replace(SMALL, epochs=1, teacher=str(path))
+    config = replace(SMALL, epochs=1, teacher=(str(path),))
     Trainer(Net(3, 10), dataset, config, tmp_path).fit()
     tensors, card = load_weights(path)
     save_weights(path, {name: tensor * 1.01 for name, tensor in tensors.items()}, card)
@@ -92,7 +106,7 @@ def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
 
 
 def test_resumed_run_of_a_student_is_the_same(dataset, teacher_path, tmp_path):
-    config = replace(SMALL, teacher=str(teacher_path), checkpoint_every=10)
+    config = replace(SMALL, teacher=(str(teacher_path),), checkpoint_every=10)
 
     def make(out: Path) -> Trainer:
         seed_everything(3)
