@@ -148,7 +148,8 @@ class TensorBoardLog(Observer):
     def _hparams(self, trainer: Trainer) -> None:
         # Not by add_hparams, which opens a folder of its own for them, a further one at each call.
         card = {name: trainer.card[name] for name in ("preset", "dataset", "parameters") if name in trainer.card}
-        for summary in hparams(card | asdict(trainer.config), {"accuracy/validation": 0, "test/accuracy": 0}):
+        config = asdict(trainer.config) | {"teacher": ", ".join(trainer.config.teacher)}  # it takes no tuples
+        for summary in hparams(card | config, {"accuracy/validation": 0, "test/accuracy": 0}):
             self.writer.file_writer.add_summary(summary)
 
     @contextlib.contextmanager
