@@ -52,7 +52,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
     teacher: tuple[str, ...] = ()
-    """Weights of one or more trained networks; the mean of their logits is imitated (Hinton et al. 2015). Empty for none."""
+    """Weights of one or more trained networks, which are imitated (Hinton et al. 2015) by turns, one a step (Fukuda et al. 2017).
+    Empty for none."""
     teacher_weight: float = 0.9
     """Share of the teacher in the loss; the labels have the rest."""
     temperature: float = 2.0

@@ -251,8 +251,8 @@ class Trainer:
         config = self.config
         loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         if self.teachers:
-            taught = torch.stack([teacher.logits(inputs) for teacher in self.teachers]).mean(0)
-            imitation = distillation_loss(logits, taught, config.temperature)
+            teacher = self.teachers[self.step % len(self.teachers)]  # by turns: in sum all are imitated, for the time of one
+            imitation = distillation_loss(logits, teacher.logits(inputs), config.temperature)
             loss = torch.lerp(loss, imitation, config.teacher_weight)
         return loss
 
