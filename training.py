@@ -338,9 +338,14 @@ class Trainer:
         if not self.checkpoint_path or not self.checkpoint_path.exists():
             raise InputError(f"nothing to resume: there is no {self.checkpoint_path}")
         state = load_checkpoint(self.checkpoint_path)
+        for what, key in (("data set", "dataset"), ("classes", "classes"), ("size of image", "image_size"), ("network", "net")):
+            was, now = state["card"].get(key), self.card.get(key)
+            if was != now:
+                raise InputError(f"{self.checkpoint_path} was made with another {what} ({was}, not {now}): give it another --out")
         was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
-        changed = [f"{name} was {was[name]}, is {value}" for name, value in asdict(self.config).items()
-                   if was[name] != value and name != "workers"]
+        now = asdict(self.config)
+        changed = [f"{name} was {was[name]}, is {now.get(name, 'gone')}" for name in was
+                   if name not in now or was[name] != now[name] and name != "workers"]
         if changed:
             raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
         if state["card"].get("teacher_sha256") != self.card.get("teacher_sha256"):

@@ -21,7 +21,7 @@ from data import Split
 from history import History
 from model import Net
 from training import FLAT_EVALUATIONS, Trainer
-from utils import load_checkpoint, seed_everything
+from utils import load_checkpoint, save_checkpoint, seed_everything
 
 SMALL = TrainConfig(epochs=1, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02)
 STEPS = 38  # in an epoch of 4,900 images
@@ -256,6 +256,25 @@ def test_resume_refuses_another_configuration_and_names_the_field(dataset, tmp_p
     make_trainer(dataset, SMALL, tmp_path).fit()
     with pytest.raises(InputError, match=r"max_lr was 0\.02, is 0\.5"):
         make_trainer(dataset, replace(SMALL, max_lr=0.5), tmp_path).fit(resume=True)
+
+
+def test_resume_refuses_a_configuration_with_a_field_that_is_gone(dataset, tmp_path):
+    make_trainer(dataset, SMALL, tmp_path).fit()
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    save_checkpoint(tmp_path / "checkpoint.pt", state | {"config": state["config"] | {"distinct_epochs": 10}})
+    with pytest.raises(InputError, match="distinct_epochs was 10, is gone"):
+        make_trainer(dataset, SMALL, tmp_path).fit(resume=True)
+
+
+@pytest.mark.parametrize(("what", "dataset_name", "width"), [("data set", "other", 96), ("network", "noise", 64)])
+def test_resume_refuses_another_data_set_and_another_network(dataset, tmp_path, what, dataset_name, width):
+    def trainer(name: str, last_width: int) -> Trainer:
+        net = {"widths": (32, 64, 96, last_width)}
+        return Trainer(Net(3, 10, **net), replace(dataset, name=name), SMALL, tmp_path, card={"net": net})
+
+    trainer("noise", 96).fit()
+    with pytest.raises(InputError, match=f"was made with another {what} "):
+        trainer(dataset_name, width).fit(resume=True)
 
 
 def test_resume_without_a_checkpoint(dataset, tmp_path):
