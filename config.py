@@ -152,8 +152,6 @@ _LONG = TrainConfig(
     images_per_draw=16,
     workers=0,
 )
-# What accurate and slim share besides: they differ in width alone.
-_DISTILLED = replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",))
 # A stem that looks at every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
 _FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
 _DEEP = {
@@ -217,8 +215,16 @@ PRESETS: dict[str, Preset] = {
             **_FINE,
         },
     ),
-    "accurate": Preset("the most accurate network under 200,000 parameters", _DISTILLED, {"widths": (24, 64, 128, 176), **_DEEP}),
-    "slim": Preset("the most accurate network under 100,000 parameters", _DISTILLED, {"widths": (24, 48, 80, 112), **_DEEP}),
+    "accurate": Preset(
+        "the most accurate network under 200,000 parameters",
+        replace(_LONG, epochs=200, teacher=("weights/teacher.safetensors", "weights/teacher_cutmix.safetensors")),
+        {"widths": (24, 64, 128, 176), **_DEEP},
+    ),
+    "slim": Preset(
+        "the most accurate network under 100,000 parameters",
+        replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",)),
+        {"widths": (24, 48, 80, 112), **_DEEP},
+    ),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",
         TrainConfig(
