@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union  # noqa: E402
 
 import tyro  # noqa: E402
 
-import commands  # noqa: E402
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset  # noqa: E402
 from course.commands import COMMANDS as COURSE_COMMANDS  # noqa: E402
+from results.commands import COMMANDS as RESULT_COMMANDS  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,8 @@ class Sprint:
             raise InputError(f"--target is {target}: it must be above 0 and below 1 (0.55 is 55%)")
         if self.seeds < 1 or self.seed < 0 or self.threads < 0:
             raise InputError("--seeds must be 1 or more, --seed and --threads 0 or more")
-        import data
-        import sprint
+        from commands import sprint
+        from images import data
         from utils import demand_writable, write_json
 
         if self.json:
@@ -130,7 +130,7 @@ class Train:
         preset = get_preset(self.preset)
         if self.conv == "by-hand" and self.config.compile:
             raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
-        import distributed
+        from learning import distributed
         from utils import resolve_device
 
         set_threads(self.threads)
@@ -138,8 +138,8 @@ class Train:
             return self._train(preset)
 
     def _train(self, preset: Preset) -> int:
-        import data
-        import distributed
+        from images import data
+        from learning import distributed
         from training import Trainer
         from utils import (
             PRECISIONS,
@@ -160,7 +160,7 @@ class Train:
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         log = None
         if self.tensorboard and distributed.is_main():
-            from tensorboard_log import TensorBoardLog
+            from results.tensorboard_log import TensorBoardLog
 
             log = TensorBoardLog(out / "tensorboard")
         trainer = Trainer(model, dataset, self.config, out, card={
@@ -217,14 +217,14 @@ class Check:
     """FILE.py:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
 
     def run(self) -> int:
-        from constraints import load_network
+        from limits.constraints import load_network
 
         return show(load_network(self.network), 3)
 
 
 def show(model: object, num_channels: int) -> int:
     """Print the summary and the constraints; 1 if any fails, else 0."""
-    from constraints import check, format_table
+    from limits.constraints import check, format_table
     from utils import summary
 
     print(summary(model, num_channels, (32, 32)))
@@ -233,7 +233,7 @@ def show(model: object, num_channels: int) -> int:
     return 0 if all(constraint.passed for constraint in constraints) else 1
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **commands.COMMANDS, "summary": Summary, "check": Check, **COURSE_COMMANDS}
+COMMANDS = {"sprint": Sprint, "train": Train, **RESULT_COMMANDS, "summary": Summary, "check": Check, **COURSE_COMMANDS}
 
 
 def set_threads(threads: int) -> None:
@@ -257,8 +257,8 @@ def network_class(conv: str) -> type:
 
 def write_report(folder: Path, title: str, trainer: "Trainer", precision: "torch.dtype | None" = None) -> None:
     """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
-    import report
-    from constraints import check
+    from limits.constraints import check
+    from results import report
     from utils import command_line, hardware, versions
 
     dataset = trainer.dataset

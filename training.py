@@ -20,13 +20,13 @@ from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import distributed
 from config import InputError, TrainConfig
-from data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
-from distillation import Teacher, distillation_loss
-from history import Evaluation, History, Observer
-from inference import loss_and_accuracy, predict_logits
-from optimizers import build_optimizer
+from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
+from learning import distributed
+from learning.distillation import Teacher, distillation_loss
+from learning.history import Evaluation, History, Observer
+from learning.inference import loss_and_accuracy, predict_logits
+from learning.optimizers import build_optimizer
 from utils import (
     demand_writable,
     interrupt_flag,

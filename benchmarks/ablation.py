@@ -21,8 +21,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import data  # noqa: E402
 from config import PRESETS  # noqa: E402
+from images import data  # noqa: E402
 from model import Net  # noqa: E402
 from training import Trainer  # noqa: E402
 from utils import ROOT, seed_everything  # noqa: E402

@@ -25,7 +25,7 @@ from tqdm import tqdm  # noqa: E402
 
 from benchmarks import run_command  # noqa: E402
 from config import InputError, get_preset  # noqa: E402
-from inference import for_inference  # noqa: E402
+from learning.inference import for_inference  # noqa: E402
 from model import Net  # noqa: E402
 from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json  # noqa: E402
 

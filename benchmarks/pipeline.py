@@ -33,9 +33,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import data  # noqa: E402
 from benchmarks import machine, run_command  # noqa: E402
 from config import InputError, Preset, get_preset  # noqa: E402
+from images import data  # noqa: E402
 from model import Net  # noqa: E402
 from training import Trainer  # noqa: E402
 from utils import ROOT, demand_writable, provenance, seed_everything, write_json  # noqa: E402

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from config import PRESETS  # noqa: E402
-from data import ImageDataset, Split  # noqa: E402
+from images.data import ImageDataset, Split  # noqa: E402
 from model import Net  # noqa: E402
 from training import Trainer  # noqa: E402
 

@@ -29,8 +29,8 @@ import torch.nn.functional as F  # noqa: E402
 import tyro  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-import data  # noqa: E402
 from config import PRESETS, InputError, TrainConfig  # noqa: E402
+from images import data  # noqa: E402
 from model import Net  # noqa: E402
 from training import Interrupted, Trainer  # noqa: E402
 from utils import ROOT, count_parameters, seed_everything, write_atomically  # noqa: E402

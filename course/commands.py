@@ -106,10 +106,10 @@ class Grade:
         box = sandbox.find(self.sandbox)
         for notice in box.notices():
             print(f"note: {notice}", file=sys.stderr)
-        import data
         from course.examiner import Exam
         from course.grading import Grader, Rules, work_side_by_side
-        from sources import CIFAR10_FILES
+        from images import data
+        from images.sources import CIFAR10_FILES
         from utils import hardware
 
         name = data.resolve_auto(self.dataset, self.data_dir)

@@ -22,7 +22,7 @@ from config import InputError
 from course.harness import TARGET
 from course.process import Failure, Limits, OutOfTime, Process, printable
 from course.sandbox import INSIDE, Sandbox, workplace
-from sources import CIFAR10_FILES, ImageDataset
+from images.sources import CIFAR10_FILES, ImageDataset
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
 INSPECTION = 60.0  # seconds for the constraints

@@ -241,10 +241,10 @@ def main() -> None:
     import torchvision.datasets  # noqa: F401
     import torchvision.transforms  # noqa: F401
 
-    from constraints import check
+    from limits.constraints import check
 
     for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == project:
+        if Path(getattr(module, "__file__", None) or "/").parent in (project, project / "limits"):
             del sys.modules[name]  # a submission's `import config` means its own
     if task["cifar10"]:
         offer_cifar10(task["cifar10"])

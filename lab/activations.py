@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from config import TrainConfig
-from data import ImageDataset, normalise
+from images.data import ImageDataset, normalise
 from lab.experiment import Outcome, Part, compare, percent, run_parts, select, take_images
 from lab.figures import bars, curves_with_spread
 from lab.models import Convolution3, activation_layer, dead_units, gradient_norms

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from config import PRESETS, TrainConfig
-from data import ImageDataset
+from images.data import ImageDataset
 from lab.experiment import Outcome, Part, compare, percent, run_parts, select, take_images
 from lab.figures import confusions, curves_with_spread
 from lab.models import Convolution1, Convolution3, Convolution6NormDropout

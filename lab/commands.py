@@ -127,7 +127,7 @@ def demand_whole(quick: bool, docs: bool) -> None:
 
 def load(name: str, root: Path) -> object:
     """The data set of that name, or for auto what there is."""
-    import data
+    from images import data
 
     return data.load(data.resolve_auto(name, root), root)
 

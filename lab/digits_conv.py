@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import sources
-from data import ImageDataset, normalise
+from images import sources
+from images.data import ImageDataset, normalise
 from lab.digits_fc import begin_page, train_until_flat
 from lab.experiment import Outcome, Part
 from lab.figures import image_grid

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from config import TrainConfig
-from data import ImageDataset
+from images.data import ImageDataset
 from lab.experiment import Images, Outcome, Part, difference, percent, run_parts, take_images
 from lab.figures import confusion, image_grid, loss_and_accuracy
 from lab.models import FC_only

@@ -15,9 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from config import InputError, TrainConfig
-from data import ImageDataset, Split, balanced_subset, stratified_split
-from history import History
-from inference import loss_and_accuracy
+from images.data import ImageDataset, Split, balanced_subset, stratified_split
+from learning.history import History
+from learning.inference import loss_and_accuracy
 from training import Trainer
 from utils import (
     count_mult_adds,

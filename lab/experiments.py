@@ -84,7 +84,7 @@ class Digits(Experiment):
     def make(self, folder: Path) -> Page:
         from importlib import import_module
 
-        import data
+        from images import data
 
         self.choose("dataset", "mnist", "digits")
         self.choose("seeds", 5, 2)
@@ -128,7 +128,7 @@ class Activations(Experiment):
     NAME: ClassVar[str] = "activations"
 
     def make(self, folder: Path) -> Page:
-        import data
+        from images import data
         from lab.activations import experiment
 
         for name, full, quick in (("dataset", "mnist", "digits"), ("per_class", 200, 64), ("steps", 300, 100), ("seeds", 5, 2)):
@@ -155,7 +155,7 @@ class MoreData(Experiment):
     NAME: ClassVar[str] = "more-data"
 
     def make(self, folder: Path) -> Page:
-        import data
+        from images import data
         from lab.more_data import experiment
 
         for name, full, quick in (("dataset", "mnist", "digits"), ("steps", 1200, 150), ("seeds", 5, 2)):
@@ -177,7 +177,7 @@ class CifarLadder(Experiment):
     NAME: ClassVar[str] = "cifar-ladder"
 
     def make(self, folder: Path) -> Page:
-        import data
+        from images import data
         from lab.cifar_ladder import experiment
 
         for name, full, quick in (("dataset", "cifar10", "shapes"), ("epochs", 3.0, 0.5), ("seeds", 3, 1)):

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from report import GREY, TRAIN_COLOUR, VAL_COLOUR, new_figure, png
+from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from history import History
+    from learning.history import History
 
 # Okabe & Ito's, told apart by the colour-blind; further series take other lines.
 COLOURS = (TRAIN_COLOUR, VAL_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -143,14 +143,14 @@ def image_grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] =
 
 def confusion(labels: np.ndarray, predictions: Sequence[int], classes: Sequence[str]) -> bytes:
     """The confusion matrix of a test split."""
-    from report import confusion_figure
+    from results.report import confusion_figure
 
     return png(confusion_figure(labels, np.asarray(predictions), classes), 110)
 
 
 def confusions(named: Mapping[str, Sequence[int]], labels: np.ndarray, classes: Sequence[str]) -> bytes:
     """Several confusion matrices of the same test split, two in a row."""
-    from report import confusion_figure
+    from results.report import confusion_figure
 
     rows = (len(named) + 1) // 2
     figure = new_figure(12, 5.8 * rows)

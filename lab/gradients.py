@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks import measured_on, replace_between
 from config import get_preset
-from data import ImageDataset
+from images.data import ImageDataset
 from model import Layer, Net, ResidualPointwiseConv2d
 from training import Trainer
 from utils import ROOT, seed_everything

@@ -8,9 +8,9 @@ from torchinfo import summary
 
 from benchmarks import replace_between
 from config import get_preset
+from limits.receptive_field import extent
+from limits.tracing import trace_model
 from model import DilatedDepthwiseConv2d, Layer, Net, ResidualPointwiseConv2d, WhiteningConv2d
-from receptive_field import extent
-from tracing import trace_model
 from utils import ROOT
 
 PAGE = ROOT / "docs" / "model.md"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import TrainConfig
-from data import ImageDataset
+from images.data import ImageDataset
 from lab.experiment import Outcome, Part, compare, difference, percent, run_parts, select, sizes_that_fit, take_images
 from lab.figures import points_with_spread
 from lab.models import FC_only, Grayscale1Convolution

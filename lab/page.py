@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from report import data_uri, render
+from results.report import data_uri, render
 from utils import ROOT, command_line, hardware, versions, write_atomically
 
 DOCS = ROOT / "docs" / "lab"
@@ -62,7 +62,8 @@ class Page:
 
     def write(self, folder: Path) -> Path:
         """Write NAME.html and its figures to `folder`; returns the path of the page. Raises InputError where that fails."""
-        text = render("lab/page.html.jinja", page=self, kind=lambda item: type(item).__name__, data_uri=data_uri)
+        text = render(Path(__file__).with_name("page.html.jinja"), page=self, kind=lambda item: type(item).__name__,
+                      data_uri=data_uri)
         write_atomically(folder / f"{self.name}.html", text.encode("utf-8", "replace"))
         self._write_figures(folder, self._contents(Figure))
         return folder / f"{self.name}.html"

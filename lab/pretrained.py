@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import data
 from config import PRESETS, InputError, TrainConfig
-from data import ImageDataset, Split
-from inference import TrainedNetwork
+from images import data
+from images.data import ImageDataset, Split
 from lab.experiment import take_images
 from lab.models import net_features
+from learning.inference import TrainedNetwork
 from model import Net
 from training import Trainer
 from utils import ROOT, count_mult_adds, count_parameters, provenance, save_weights, seed_everything

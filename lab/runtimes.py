@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.inference import seconds_a_call
 from config import Preset, TrainConfig
-from data import ImageDataset, Split, normalise
+from images.data import ImageDataset, Split, normalise
 from model import Net
 from training import Trainer
 from utils import PRECISIONS

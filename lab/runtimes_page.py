@@ -12,7 +12,7 @@ from lab.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
 from utils import ROOT, provenance, resolve_precision, write_json
 
 if TYPE_CHECKING:
-    from data import ImageDataset
+    from images.data import ImageDataset
 
 PAGE = ROOT / "docs" / "runtimes.md"
 RECORD = ROOT / "docs" / "records" / "runtimes.json"

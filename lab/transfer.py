@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-import data
 from config import InputError, TrainConfig
-from data import ImageDataset, Split, stratified_split
+from images import data
+from images.data import ImageDataset, Split, stratified_split
+from images.own_images import load_folder
 from lab.experiment import Images, Outcome, Part, class_labels, compare, percent, run_parts, select, sizes_that_fit, take_images
 from lab.figures import points_with_spread
 from lab.models import Transferred
 from lab.page import Figure, Page, Table
 from lab.pretrained import LEFT_OUT, Source, find_source
-from own_images import load_folder
 
 if TYPE_CHECKING:
     from lab.experiments import Transfer

@@ -19,7 +19,7 @@ ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP
 # Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from sources import Split  # noqa: E402 (loads torch, which reads the setting above)
+from images.sources import Split  # noqa: E402 (loads torch, which reads the setting above)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
@@ -53,7 +53,7 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 @pytest.fixture(scope="session")
 def shapes_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """5,000 training and 500 test images of the `shapes` renderer in an .npz file, which loads in no time."""
-    import shapes
+    from images import shapes
 
     path = tmp_path_factory.mktemp("shapes") / "shapes.npz"
     (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torchinfo import summary
 
-import data
 from benchmarks import accuracy, pipeline, references, replace_between, run_command, sprint
 from benchmarks.references import REFERENCES, TARGET, run
 from config import InputError, TrainConfig
 from conftest import ROOT, assert_refused, random_split
-from constraints import check
+from images import data
+from images.sources import ImageDataset
+from limits.constraints import check
 from model import Net
-from sources import ImageDataset
 from training import Trainer
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from config import PRESETS
 from conftest import ROOT
-from inference import for_inference
+from learning.inference import for_inference
 from model import DilatedDepthwiseConv2d, Layer, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
 
 
@@ -138,8 +138,8 @@ def test_stands_alone(module):
             f"print(*(n for n, m in sys.modules.items() if str(getattr(m, '__file__', '')).startswith({str(ROOT)!r})))")
     ours = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
     assert [name for name in ours if ".venv" not in name and not name.startswith(("torch", "numpy"))] != []
-    root_modules = {path.stem for path in ROOT.glob("*.py")}
-    assert set(ours) & root_modules == {module}
+    project = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {name.partition(".")[0] for name in ours} & project == {module}
 
 
 @pytest.mark.parametrize(("preset", "lowest_weight", "left"), [

@@ -14,11 +14,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import data
 from config import InputError, TrainConfig
 from conftest import ALL_THREADS, ROOT, assert_refused, run_main
-from data import Split
-from history import History
+from images import data
+from images.data import Split
+from learning.history import History
 from model import Net
 from training import FLAT_EVALUATIONS, Trainer
 from utils import load_checkpoint, save_checkpoint, seed_everything

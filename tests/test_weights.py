@@ -6,8 +6,8 @@ import torch
 
 from config import PRESETS
 from conftest import DATA, ROOT, needs_cifar10, run_main
-from constraints import check
-from inference import TrainedNetwork
+from learning.inference import TrainedNetwork
+from limits.constraints import check
 from utils import count_parameters, load_weights
 
 # Other names are what sprints left there.

@@ -1,0 +1,247 @@
+"""A data set's name -> images in memory -> batches on the device."""
+from __future__ import annotations
+
+import difflib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import InputError
+from images.own_images import load_folder, load_npz
+from images.sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratified_split
+
+if TYPE_CHECKING:
+    from transform import BatchAugmentation
+
+__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "balanced_subset", "has_cifar10", "load",
+           "normalise", "resolve_auto", "statistics", "stratified_split"]
+
+
+def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
+    """The data set of that name: one of PUBLIC, read from (or downloaded to) `root`, `folder:PATH` or `npz:FILE`.
+
+    `image_size` (pixels) is the side of the squares to which the images of a folder are brought. Raises InputError where there
+    is no such data set or its files are missing or wrong.
+    """
+    kind, _, path = name.partition(":")
+    if path and kind == "folder":
+        return load_folder(Path(path), image_size)
+    if path and kind == "npz":
+        return load_npz(Path(path))
+    if name not in PUBLIC:
+        close = difflib.get_close_matches(name, PUBLIC, 1)
+        raise InputError(f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: there are "
+                         f"{', '.join(PUBLIC)}, folder:PATH and npz:FILE")
+    return PUBLIC[name](root)
+
+
+def resolve_auto(name: str, root: Path) -> str:
+    """`name`; for `auto`, `cifar10` where it is in `root` or can be downloaded, else, with a notice on stderr, `shapes`."""
+    if name != "auto":
+        return name
+    if has_cifar10(root):
+        return "cifar10"
+    print(f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
+          file=sys.stderr)
+    return "shapes"
+
+
+def has_cifar10(root: Path) -> bool:
+    """Whether CIFAR-10 is in `root` or can be downloaded."""
+    if all((root / "cifar-10-batches-py" / file).is_file() for file in CIFAR10_FILES):
+        return True
+    import torchvision
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(torchvision.datasets.CIFAR10.url, method="HEAD"), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def balanced_subset(split: Split, classes: Mapping[str, int], per_class: int | None, seed: int) -> Split:
+    """Exactly `per_class` images (None for all there are) of each of `classes`, in random order, the same for the same seed.
+
+    `classes` are names and their labels in `split`; in the subset they are numbered anew, in that order. With the same seed a
+    smaller subset is a part of a larger one. Raises InputError, which says how many there are, where a class has fewer images.
+    """
+    order = np.random.default_rng(seed).permutation(len(split.labels))
+    chosen = []
+    for name, label in classes.items():
+        indices = order[split.labels[order] == label]
+        if per_class is not None and not 1 <= per_class <= len(indices):
+            raise InputError(f"class '{name}': {per_class} images were asked for, and there are {len(indices)}")
+        chosen.append(indices[:per_class])
+    labels = np.repeat(np.arange(len(chosen)), [len(indices) for indices in chosen])
+    mixed = np.random.default_rng(seed).permutation(len(labels))
+    return Split(split.images[np.concatenate(chosen)[mixed]], labels[mixed])
+
+
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of `images` (N, H, W, C) uint8, of pixels scaled to 0..1."""
+    rows = torch.from_numpy(images).view(len(images), -1)
+    sums = torch.zeros(2, rows.shape[1], dtype=torch.float64)
+    for part in rows.split(256):  # 256 * 255**2 < 2**24: float32 holds these sums of integers exactly
+        pixels = part.float()
+        sums += torch.stack([pixels.sum(0), pixels.square_().sum(0)])
+    sums = sums.view(2, -1, images.shape[3]).sum(1)
+    mean, square = sums / (255 * images[..., 0].size)
+    std = (square / 255 - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)  # a channel of one value has no deviation
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels_last memory: (pixels / 255 - mean) / std."""
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.shape[1] * pixels.shape[2], pixels.device)
+    rows = pixels.reshape(len(pixels), -1).float()
+    return rows.mul_(scale).add_(shift).view(pixels.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], area: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What to multiply and add to each number of an image laid out as one row (area * C).
+
+    Whole rows are why `normalise` is fast: over the last dimension of (N, H, W, 3) the same arithmetic takes seven times longer.
+    """
+    scale = 1 / (255 * torch.tensor(std, device=device))
+    return scale.repeat(area), (torch.tensor(mean, device=device) * (-255 * scale)).repeat(area)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """The order of the images in an epoch: a function of seed and epoch alone, so that a resumed run needs no state."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
+
+
+class _Sampler:
+    """Which images are in the batch of a global step, and which of them are this process's.
+
+    The batches of an epoch are a new order of the images, cut into `batch_size`; what is left over is not used in it. With
+    `shard` (rank, number of processes), `indices` gives the rank-th of that many equal, contiguous parts of the batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, shard: tuple[int, int], images_per_draw: int = 1) -> None:
+        self.rank, processes = shard
+        if batch_size > count:
+            raise InputError(f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
+                             "held-out ones; choose a smaller batch_size")
+        if batch_size % (images_per_draw * processes):
+            raise InputError(f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
+                             f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
+                             f"process{'' if processes == 1 else 'es'})")
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.share = batch_size // processes
+        self.steps_per_epoch = count // batch_size
+
+    def indices(self, step: int, device: torch.device) -> Tensor:
+        """(share,) int64, on `device`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size + self.rank * self.share
+        return _order(self.count, self.seed, epoch, device)[start : start + self.share]
+
+
+class VectorisedBatches:
+    """Batches of images with which nothing random is done: whole batches are picked and normalised at once.
+
+    `steps(steps)` yields (inputs, targets) of each of these global steps: (B, C, H, W) float32 in channels_last memory
+    and (B,) int64, on `device`. Each epoch is a new order; what is left after its last whole batch is not used in it.
+
+    `batch_size` is that of all processes together: with `shard` (rank, number of processes), B is one part of it, and the parts
+    of all ranks, one after the other, are the batch of a single process. Raises InputError where it cannot be divided so.
+    """
+
+    def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int,
+                 device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+        self.sampler = _Sampler(len(split.labels), batch_size, seed, shard)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.mean, self.std, self.device = mean, std, device
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+
+    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = self.images.view(len(self.images), -1)  # picking long rows is a few memory copies
+        for step in steps:
+            picked = self.sampler.indices(step, self.device)
+            pixels = rows.index_select(0, picked).view(-1, *self.images.shape[1:])
+            yield normalise(pixels, self.mean, self.std), self.labels.index_select(0, picked)
+
+
+class AugmentedBatches:
+    """Batches through the Albumentations pipeline of transform.py, made in worker processes.
+
+    The same interface as `VectorisedBatches`. `images_per_draw` images that follow each other share one draw of random numbers,
+    which comes from the seed, the step and their place in the batch of all processes alone: neither the number of workers or
+    processes nor an interruption changes a batch. A worker makes whole batches, works on across the ends of epochs and, where
+    processes are forked, reads the images in place.
+    """
+
+    def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], strength: float,
+                 images_per_draw: int, seed: int, workers: int, device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+        from transform import BatchAugmentation
+
+        if split.images.shape[3] > 4 and images_per_draw > 1:
+            raise InputError(f"images_per_draw is {images_per_draw}: for images of {split.images.shape[3]} channels it must be 1")
+        sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.mean, self.std, self.workers, self.device = mean, std, workers, device
+        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw), images_per_draw)
+
+    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
+        loader = torch.utils.data.DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers,
+                                             collate_fn=_as_it_is, generator=torch.Generator(),
+                                             worker_init_fn=_prepare_worker, prefetch_factor=4 if self.workers else None)
+        for pixels, targets in loader:
+            yield (normalise(torch.from_numpy(pixels).to(self.device), self.mean, self.std),
+                   torch.from_numpy(targets).to(self.device))
+
+
+class _AugmentedSteps(torch.utils.data.Dataset):
+    """Global step -> this process's part of its batch: images (B, H, W, C) uint8 and labels (B,) int64, as arrays.
+
+    Arrays of bytes, since sending a worker's tensors opens shared memory for each, and floats are four times as many.
+    """
+
+    def __init__(self, split: Split, sampler: _Sampler, augmentation: BatchAugmentation, images_per_draw: int) -> None:
+        self.split, self.sampler, self.augmentation, self.images_per_draw = split, sampler, augmentation, images_per_draw
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        picked = self.sampler.indices(step, torch.device("cpu")).numpy()
+        images, size = self.split.images[picked], self.images_per_draw
+        first_draw = self.sampler.rank * self.sampler.share // size
+        for i, start in enumerate(range(0, len(images), size)):
+            self.augmentation.set_random_seed([self.sampler.seed, step, first_draw + i])
+            images[start : start + size] = self.augmentation(images[start : start + size])
+        return images, self.split.labels[picked]
+
+
+def _as_it_is(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return batch
+
+
+def _prepare_worker(worker: int) -> None:
+    import cv2
+
+    # Ctrl-C, and SIGTERM from torchrun, reach whole process groups; it is for the training process to end its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(0)
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for ever to send the batches that nobody reads any more.
+    multiprocessing.parent_process().join()
+    os._exit(1)

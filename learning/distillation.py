@@ -1,0 +1,61 @@
+"""Knowledge distillation: a small network learns the logits of a larger one, the teacher, beside the labels."""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from config import InputError
+from learning.inference import TrainedNetwork, for_inference
+from utils import ROOT
+
+
+class Teacher:
+    """One trained network that sees the very images the student sees, as augmented (Beyer et al. 2022, "Knowledge distillation: A
+    good teacher is patient and consistent").
+
+    Args:
+        path: weights or a checkpoint; one that is not absolute is looked for in the working directory, then in the project's.
+        classes, num_channels, mean, std: what the student knows and how its inputs are normalised.
+        device, precision: where the student's inputs are, and what the teacher computes in.
+
+    Raises InputError where the file is missing or damaged, or the teacher knows other classes or takes other images.
+    """
+
+    def __init__(self, path: Path, classes: list[str], num_channels: int, mean: tuple[float, ...], std: tuple[float, ...],
+                 device: torch.device, precision: torch.dtype) -> None:
+        if not path.exists() and (ROOT / path).exists():
+            path = ROOT / path
+        if not path.exists():
+            raise InputError(f"there is no teacher {path}: train one first (python main.py train --preset teacher), or name other "
+                             "weights with --teacher, or none after it for no teacher")
+        network = TrainedNetwork.load(path, device)
+        card = network.card
+        if card["classes"] != classes:
+            raise InputError(f"the teacher {path} knows other classes ({', '.join(card['classes'])}) than the data set has "
+                             f"({', '.join(classes)})")
+        if card["num_channels"] != num_channels:
+            raise InputError(f"the teacher {path} takes images of {card['num_channels']} channels, those of the data set have "
+                             f"{num_channels}")
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.model, self.precision = for_inference(network.model, precision), precision
+        # From the student's normalisation to the teacher's own: they differ where other images were held out.
+        mean, std, own_mean, own_std = (torch.tensor(values, device=device).view(1, -1, 1, 1)
+                                        for values in (mean, std, card["mean"], card["std"]))
+        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Raw logits (N, num_classes), float32, of the student's `inputs` (N, C, H, W)."""
+        return self.model((inputs * self.scale + self.shift).to(self.precision)).float()
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """temperature**2 times the Kullback-Leibler divergence of the student's softened distribution from the teacher's, mean over
+    the images, in nats (Hinton et al. 2015, "Distilling the knowledge in a neural network"). Both (N, num_classes)."""
+    student = F.log_softmax(logits / temperature, 1)
+    teacher = F.log_softmax(teacher_logits / temperature, 1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,1 @@
+"""What an assignment demands of a network, computed from the network itself."""

@@ -1,0 +1,237 @@
+"""The receptive field of a network's last feature map, by arithmetic over its graph and by gradient.
+
+Arithmetic: one unit of the map is followed back through every operation to the interval of rows (columns) that it can
+see; where branches meet, the interval spans both. This is Araujo, Norris & Sim, "Computing Receptive Fields of
+Convolutional Neural Networks" (Distill, 2019), for any graph. Normalisation counts as elementwise, as is usual.
+
+Gradient: the pixels where the derivative of that unit is not zero, in a copy of the network that hides none of them.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from limits.tracing import (
+    ADAPTIVE_POOLS,
+    ELEMENTWISE,
+    POOLS,
+    SIGNATURES,
+    TRANSPARENT,
+    Op,
+    Trace,
+    last_feature_map,
+    pair,
+    trace_model,
+)
+
+CHANNEL_OPS = frozenset(("cat", "chunk", "split", "mean", "amax", "sum"))
+GRADIENT_SIZES = (64, 128, 256, 512)  # pixels; a unit that sees all of the last is taken to see the whole image
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Pixels on a side that a unit of the last feature map sees: the smaller of height and width, math.inf for all."""
+
+    arithmetic: float | None
+    """None where the network cannot be traced, or has an operation whose reach is not known."""
+    gradient: float
+
+
+def receptive_field(model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels: int = 3) -> ReceptiveField:
+    """The receptive field of one central unit of the last feature map before global pooling, over all paths.
+
+    `model` takes (N, num_channels, *image_size) float32 images and is left as it is, and so is the random state.
+    The gradient's answer for a network that cannot take larger images than `image_size` is at most that size.
+    """
+    trace = trace_model(model, image_size, num_channels)
+    unit = last_feature_map(trace)
+    arithmetic = _by_arithmetic(trace, unit) if trace.is_graph else None
+    feature_map = _cut(trace.model, unit) if trace.is_graph else _hooked(trace, unit)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _randomise(trace.model)
+        return ReceptiveField(arithmetic, _by_gradient(feature_map, image_size, num_channels))
+
+
+class _UnknownReach(Exception):
+    pass
+
+
+def _by_arithmetic(trace: Trace, unit: Op) -> float | None:
+    try:
+        return min(extent(trace, unit, axis) for axis in (0, 1))
+    except _UnknownReach:
+        return None
+
+
+def extent(trace: Trace, unit: Op, axis: int) -> float:
+    """Rows (axis 0) or columns (axis 1) of the image that the central unit sees, on an image without borders."""
+    centre = unit.shape[2 + axis] // 2
+    seen: dict[Op, tuple[float, float]] = {unit: (centre, centre)}
+    for op in reversed(trace.ops):
+        if op not in seen:
+            continue
+        for source in op.inputs:
+            low, high = _reach(op, source, axis, *seen[op])
+            known = seen.get(source, (low, high))
+            seen[source] = (min(low, known[0]), max(high, known[1]))
+    low, high = seen[trace.ops[0]]
+    return high - low + 1
+
+
+def _reach(op: Op, source: Op, axis: int, low: float, high: float) -> tuple[float, float]:
+    """The positions of `source` that positions `low`..`high` of `op` are computed from, along one axis."""
+    options = op.options
+    whole = (-math.inf, math.inf)
+    if len(source.shape) != 4 or len(op.shape) != 4:
+        # Between maps and vectors (the gate of squeeze-and-excitation): a vector has seen all of a map.
+        if source.is_map and op.is_map:
+            raise _UnknownReach(op.name)
+        return whole if source.is_map or math.isinf(low) else (0, 0)
+    size_in, size_out = source.shape[2 + axis], op.shape[2 + axis]
+    if math.isinf(low):
+        return whole
+    if op.name == "conv2d" or op.name in POOLS:
+        kernel = pair(options["kernel_size"])[axis]
+        stride = pair(options.get("stride") or kernel)[axis]
+        dilation = pair(options.get("dilation", 1))[axis]
+        padding = options.get("padding", 0)
+        if isinstance(padding, str):
+            padding = dilation * (kernel - 1) // 2 if padding == "same" else 0
+        start = low * stride - pair(padding)[axis]
+        return start, (high - low) * stride + start + dilation * (kernel - 1)
+    if op.name in ADAPTIVE_POOLS:
+        return whole if size_out == 1 else (low * size_in // size_out, -(-(high + 1) * size_in // size_out) - 1)
+    if op.global_pooling:
+        return whole
+    if op.name == "pixel_unshuffle":
+        factor = options["downscale_factor"]
+        return low * factor, high * factor + factor - 1
+    if op.name == "pixel_shuffle":
+        return low // options["upscale_factor"], high // options["upscale_factor"]
+    if op.name == "interpolate":
+        return _resampled(options, Fraction(size_in, size_out), low, high)
+    if op.name == "pad":
+        before = [*options["padding"], 0, 0][2 - 2 * axis]  # given as left, right, top, bottom, ...
+        return low - before, high - before
+    if op.name == "getitem":
+        return _sliced(options["index"], axis, low, high)
+    across_channels = options.get("dim") in (1, -3, [1], (1,)) and op.name in CHANNEL_OPS
+    if across_channels or op.name in ELEMENTWISE:
+        if size_in == 1 < size_out:
+            return 0, 0  # broadcast
+        if size_in == size_out:
+            return low, high
+    raise _UnknownReach(op.name)
+
+
+def _resampled(options: dict[str, Any], ratio: Fraction, low: float, high: float) -> tuple[float, float]:
+    mode = options.get("mode") or "nearest"
+    if mode == "nearest":
+        return math.floor(low * ratio), math.floor(high * ratio)
+    if mode == "bilinear" and not options.get("align_corners"):
+        half = Fraction(1, 2)
+        return math.floor((low + half) * ratio - half), math.ceil((high + half) * ratio - half)
+    raise _UnknownReach(mode)
+
+
+def _sliced(index: Any, axis: int, low: float, high: float) -> tuple[float, float]:
+    index = index if isinstance(index, tuple) else (index,)
+    if isinstance(index[0], int) or not all(isinstance(part, slice) for part in index):
+        if len(index) == 1 and isinstance(index[0], int):
+            return low, high  # one of the tensors that chunk or split gave
+        raise _UnknownReach("getitem")
+    part = index[2 + axis] if len(index) > 2 + axis else slice(None)
+    start, step = part.start or 0, part.step or 1
+    if start < 0 or step < 0:
+        raise _UnknownReach("getitem")
+    return low * step + start, high * step + start
+
+
+class _Transparent(TorchFunctionMode):
+    """Lets every gradient through: activations become the identity, and a maximum the mean of the same pixels."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").rstrip("_")
+        options = dict(zip(SIGNATURES.get(name, ["input"]), args, strict=False)) | (kwargs or {})
+        if name in TRANSPARENT:
+            return options["input"]
+        if not options.get("return_indices"):
+            if name == "adaptive_max_pool2d":
+                return F.adaptive_avg_pool2d(options["input"], options["output_size"])
+            if name == "max_pool2d" and pair(options.get("dilation", 1)) == (1, 1):
+                return F.avg_pool2d(options["input"], options["kernel_size"], options.get("stride") or None,
+                                    options.get("padding", 0), options.get("ceil_mode", False))
+        return func(*args, **(kwargs or {}))
+
+
+def _cut(model: fx.GraphModule, unit: Op) -> Callable[[Tensor], Tensor]:
+    """The part of `model` from the images to `unit`, to which it is reduced."""
+    model.graph.erase_node(next(reversed(model.graph.nodes)))
+    model.graph.output(unit.node)
+    model.graph.eliminate_dead_code()
+    model.recompile()
+    return model
+
+
+def _hooked(trace: Trace, unit: Op) -> Callable[[Tensor], Tensor]:
+    """The same without a graph: what global pooling is given, or else `O`, or else what the last module returns."""
+    modules = dict(trace.model.named_modules())
+    pooling = [modules[head.path] for head in trace.heads if head.global_pooling]
+    receivers = pooling or [modules[name] for name in ("O",) if name in modules]
+
+    def feature_map(images: Tensor) -> Tensor:
+        given: list[Tensor] = []
+        hooks = [module.register_forward_pre_hook(lambda module, args: given.append(args[0])) for module in receivers]
+        hooks.append(modules[unit.path].register_forward_hook(lambda module, args, result: given.insert(0, result)))
+        try:
+            trace.model(images)
+        except Exception:  # what comes after the feature map may be made for one image size
+            if not given:
+                raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [tensor for tensor in (images, *given) if tensor.dim() == 4][-1]
+
+    return feature_map
+
+
+def _randomise(model: nn.Module) -> None:
+    """Gives `model` positive parameters: gradients neither vanish (residual layers that start at zero) nor cancel."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False).uniform_(0.5, 1.5)
+        if parameter.dim() > 1:  # keep the scale from layer to layer
+            parameter /= parameter[0].numel() / math.sqrt(math.prod(parameter.shape[2:]))
+
+
+def _by_gradient(feature_map: Callable[[Tensor], Tensor], image_size: tuple[int, int], num_channels: int) -> float:
+    """Pixels on a side with a gradient, in the first image that has room around them."""
+    extent = 0
+    for size in (image_size, *((size, size) for size in GRADIENT_SIZES if size > max(image_size))):
+        images = torch.rand(1, num_channels, *size, requires_grad=True)
+        try:
+            with _Transparent():
+                features = feature_map(images.clone())
+        except Exception:
+            if size == image_size:
+                raise
+            return extent  # the network is for one image size
+        unit = features[:, :, features.shape[2] // 2, features.shape[3] // 2].sum()
+        (gradient,) = torch.autograd.grad(unit, images) if unit.requires_grad else (torch.zeros_like(images),)
+        seen = gradient[0].ne(0).any(0).nonzero()
+        if not len(seen):
+            return 0
+        low, high = seen.amin(0), seen.amax(0)
+        extent = int((high - low).min()) + 1
+        if low.min() > 0 and all(end < length - 1 for end, length in zip(high.tolist(), size, strict=True)):
+            return extent
+    return math.inf

@@ -1,0 +1,1 @@
+"""What is made of a trained network and of the record of its training."""

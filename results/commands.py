@@ -1,0 +1,119 @@
+"""The commands for what a training leaves behind: evaluate, predict, report."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from config import InputError
+
+if TYPE_CHECKING:
+    from learning.inference import TrainedNetwork
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_WEIGHTS = ROOT / "weights" / "accurate.safetensors"
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Accuracy of trained weights on a whole test split."""
+
+    weights: Path
+    """A .safetensors file or a checkpoint."""
+    dataset: str | None = None
+    """As for sprint; default: the one the weights were trained on."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+
+    def run(self) -> int:
+        from results import predictions
+
+        network = load_network(self.weights, self.device)
+        return predictions.show_accuracy(network, self.dataset or network.card["dataset"], self.data_dir)
+
+
+@dataclasses.dataclass
+class Predict:
+    """The most probable classes of images; without images, the accuracy of the weights on their test set.
+
+    Exit status: 0 all predicted, 1 an image could not be read (the others are predicted), 2 bad input, 130 interrupted.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Image files of any size and mode, and folders, of which all images are taken, those in folders within too."""
+    weights: Path = DEFAULT_WEIGHTS
+    """A .safetensors file or a checkpoint."""
+    top: int = 5
+    """How many classes of each image to print, the most probable first."""
+    json: bool = False
+    """Print one JSON object, for machines, instead of the table."""
+    sheet: Path | None = None
+    """Write a contact sheet here: a PNG of the first 100 images, as the network is given them, with their predictions."""
+    dataset: str | None = None
+    """Without images: as for sprint; default: the one the weights were trained on."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+
+    def run(self) -> int:
+        if self.top < 1:
+            raise InputError(f"--top is {self.top}: it must be 1 or more")
+        if self.images and self.dataset:
+            raise InputError("--dataset names a test set, to use without images: leave out one or the other")
+        from images import data
+        from results import predictions
+        from utils import demand_writable
+
+        if self.sheet:
+            demand_writable(self.sheet.parent)
+        network = load_network(self.weights, self.device)
+        if self.images:
+            return predictions.show_files(network, self.images, self.top, self.json, self.sheet)
+        name = self.dataset or network.card["dataset"]
+        if name == "cifar10" and not self.dataset and not data.has_cifar10(self.data_dir):
+            return predictions.show_drawings(network, self.data_dir, self.json, self.sheet)
+        return predictions.show_accuracy(network, name, self.data_dir, self.json, self.sheet)
+
+
+@dataclasses.dataclass
+class Report:
+    """Compare finished or unfinished runs of train: a table, the validation accuracy as a PNG, and a page with both."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that train wrote, as runs/baseline-cifar10."""
+    out: Path | None = None
+    """Folder of the page and the PNG (default: the run's own for one run, runs/comparison for several)."""
+
+    def run(self) -> int:
+        if not self.runs:
+            raise InputError("no run named: give one or more folders that train wrote, as runs/baseline-cifar10")
+        from results import comparison
+
+        runs = comparison.load_runs(self.runs)
+        out = self.out or (self.runs[0] if len(runs) == 1 else ROOT / "runs" / "comparison")
+        page = comparison.write(runs, out)
+        print(comparison.format_table(runs))
+        print(f"page in {page}, plot in {page.with_name(comparison.PLOT)}")
+        return 0
+
+
+COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report}
+
+
+def load_network(weights: Path, device: str) -> TrainedNetwork:
+    """The network of a weights file on that device. Raises InputError that says what to do where there is none."""
+    from learning.inference import TrainedNetwork
+    from utils import resolve_device
+
+    where = resolve_device(device)
+    if weights == DEFAULT_WEIGHTS and not weights.exists():
+        others = [path.relative_to(ROOT) for path in sorted(weights.parent.glob("*.safetensors"))]
+        raise InputError(f"the default weights {weights} are missing: " + (
+            f"take others with --weights ({', '.join(map(str, others))})" if others else
+            "`./run.sh sprint` trains some in a second, which --weights then takes"))
+    return TrainedNetwork.load(weights, where)

@@ -1,0 +1,332 @@
+"""What a run looks like: learning curves, confusion matrix, mistakes; as PNGs and as one self-contained HTML page.
+
+Each `..._figure` function takes plain data and returns a new matplotlib figure, or draws into the sub-figure it is given;
+`png` renders one. pyplot and its global state are not used.
+"""
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from torch import Tensor
+
+    from images.data import Split
+    from learning.history import History
+    from limits.constraints import Constraint
+
+TRAIN_COLOUR, VAL_COLOUR, GREY = "#0072b2", "#d55e00", "#5f6368"  # blue and vermilion: told apart by the colour-blind
+NUM_MISTAKES = 16
+MAX_NAMED_CLASSES = 20  # with more, neither names nor numbers are legible in a confusion matrix
+MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
+
+
+def write_report(folder: Path, *, title: str, command: str, history: History, test: Split, logits: Tensor, card: dict[str, Any],
+                 config: dict[str, Any], constraints: list[Constraint], environment: dict[str, Any]) -> Path:
+    """Write the report of a run into `folder`: report.html, curves.png, confusion.png, mistakes.png, and run.png, all in one.
+
+    Args:
+        folder: made where it is missing.
+        title: heading of the page.
+        command: the command line that gives the run again.
+        history: may hold no evaluation.
+        test: N images and labels that the run was not trained on.
+        logits: (N, num_classes) float, of `test`.
+        card: of the network; must have "classes", and "parameters" is among the headline figures where it is there.
+        config: hyper-parameters; "early_exit_accuracy", where set, is drawn as the target.
+        constraints: may be empty.
+        environment: hardware and versions; may be nested.
+
+    Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
+    be written.
+    """
+    classes = card["classes"]
+    probabilities = logits.double().softmax(1).numpy()
+    predictions = probabilities.argmax(1)
+    accuracy = float((predictions == test.labels).mean())
+    target = config.get("early_exit_accuracy")
+
+    curves = png(curves_figure(history, target, accuracy))
+    confusion = png(confusion_figure(test.labels, predictions, classes))
+    page = render(
+        Path(__file__).with_name("report.html.jinja"), title=title, command=command, classes=classes, accuracy=accuracy,
+        target=target, history=history,
+        num_test=len(test.labels), num_correct=int((predictions == test.labels).sum()), parameters=card.get("parameters"),
+        curves=data_uri(curves), curves_text=_describe_curves(history), confusion=data_uri(confusion),
+        confusion_text=_describe_confusion(test.labels, predictions, classes),
+        named=len(classes) <= MAX_NAMED_CLASSES,
+        per_class=per_class_scores(test.labels, predictions, len(classes)),
+        mistakes=[{"image": data_uri(_thumbnail(test.images[i])), "index": i, "predicted": classes[predictions[i]],
+                   "probability": probabilities[i].max(), "true": classes[test.labels[i]]}
+                  for i in confident_mistakes(test.labels, probabilities)],
+        constraints=constraints,
+        network=_rows({key: value for key, value in card.items() if key != "classes"}), configuration=_rows(config),
+        environment=_rows(environment),
+    )
+    write_atomically(folder / "curves.png", curves)
+    write_atomically(folder / "confusion.png", confusion)
+    write_atomically(folder / "mistakes.png", png(mistakes_figure(test.images, test.labels, probabilities, classes)))
+    write_atomically(folder / "run.png", png(_run_figure(title, history, target, test, probabilities, classes), dpi=100))
+    write_atomically(folder / "report.html", page.encode("utf-8", "replace"))
+    return folder / "report.html"
+
+
+def curves_figure(history: History, target: float | None = None, test_accuracy: float | None = None,
+                  into: SubFigure | None = None) -> Figure | SubFigure:
+    """Loss, accuracy and learning rate of a run over the images seen; the clock in seconds along the top.
+
+    `target` and `test_accuracy` (0 to 1) are drawn as a line and as a point where training stopped.
+    """
+    figure = into or new_figure(5.2, 6.6)
+    figure.suptitle("Learning curves", fontsize=12, fontweight="bold")
+    evaluations = history.evaluations
+    if not evaluations:
+        figure.text(0.5, 0.5, "no evaluation was made", ha="center", color=GREY)
+        return figure
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    images = [e.images_seen for e in evaluations]
+    marker = "o" if len(images) <= 40 else ""
+
+    def plot(axes: Axes, values: list[float], label: str, colour: str, line: str = "-") -> None:
+        axes.plot(images, values, line, color=colour, marker=marker, markersize=3.5, label=label)
+
+    plot(loss, [e.train_loss for e in evaluations], "training", TRAIN_COLOUR)
+    plot(loss, [e.val_loss for e in evaluations], "validation", VAL_COLOUR, "--")
+    plot(accuracy, [100 * e.train_accuracy for e in evaluations], "training", TRAIN_COLOUR)
+    plot(accuracy, [100 * e.val_accuracy for e in evaluations], "validation", VAL_COLOUR, "--")
+    plot(rate, [e.learning_rate for e in evaluations], "learning rate", TRAIN_COLOUR)
+    if target is not None:
+        accuracy.axhline(100 * target, color=GREY, linestyle=":", label=f"target {100 * target:.4g}%")
+    if test_accuracy is not None:
+        accuracy.plot([history.images_seen], [100 * test_accuracy], "*", color="black", markersize=11, clip_on=False, zorder=5,
+                      label=f"test {test_accuracy:.2%}")
+    loss.set_ylabel("loss: cross-entropy (nats)")
+    accuracy.set_ylabel("accuracy (%)")
+    rate.set(xlabel="images seen", ylabel="learning rate")
+    rate.set_ylim(0, 1.08 * max(e.learning_rate for e in evaluations))
+    loss.legend(fontsize=8)
+    accuracy.legend(fontsize=8)
+    for axes in (loss, accuracy, rate):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e3e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+    _images_and_time(loss, history)
+    return figure
+
+
+def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str],
+                     into: SubFigure | None = None) -> Figure | SubFigure:
+    """The confusion matrix of N class indices `labels` and `predictions`, each row normalised to the images of its true class.
+
+    Up to 20 classes are named, their cells filled with percentages and counts (where a sub-figure has the room).
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from sklearn.metrics import confusion_matrix
+
+    num_classes = len(classes)
+    named = num_classes <= MAX_NAMED_CLASSES
+    side = max(5.2, 0.44 * num_classes + 0.8) if named else 4.6
+    figure = into or new_figure(max(side, 5.2), side)
+    figure.suptitle("Confusion matrix", fontsize=12, fontweight="bold")
+    axes = figure.subplots()
+    indices = np.arange(num_classes)
+    counts = confusion_matrix(labels, predictions, labels=indices)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if not named:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set(xlabel="predicted class (index)", ylabel="true class (index)")
+        bar = figure.colorbar(picture, ax=axes, shrink=0.8, format=PercentFormatter(1))
+        bar.set_label("share of the true class's images")
+        return figure
+    axes.set(xlabel="predicted class", ylabel="true class")
+    names = [_short(name) for name in classes]
+    axes.set_xticks(indices, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(indices, names, parse_math=False)
+    axes.tick_params(labelsize=9, length=0)
+    cell = 72 * 0.72 * figure.bbox.width / figure.dpi / num_classes  # points; names and margins take the rest of the width
+    for true, predicted in np.argwhere(counts) if cell > 18 else ():
+        share = shares[true, predicted]
+        axes.text(predicted, true, f"{share:.0%}\n{counts[true, predicted]:,}", ha="center", va="center",
+                  fontsize=min(12, 0.27 * cell), color="white" if share > 0.7 else "black")
+    return figure
+
+
+def mistakes_figure(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
+                    columns: int = 8, into: SubFigure | None = None) -> Figure | SubFigure:
+    """The most confident mistakes, each with the predicted class, its probability and the true class.
+
+    `images` is (N, H, W, C) uint8 with C 1 or 3, `labels` (N,) class indices, `probabilities` (N, num_classes).
+    """
+    rows = NUM_MISTAKES // columns
+    figure = into or new_figure(1.6 * columns, 2.1 * rows + 0.4)
+    figure.suptitle("Most confident mistakes", fontsize=12, fontweight="bold")
+    chosen = confident_mistakes(labels, probabilities)
+    if not len(chosen):
+        figure.text(0.5, 0.5, f"no mistakes on {len(labels):,} images", ha="center", color=GREY)
+        return figure
+    for axes in (grid := figure.subplots(rows, columns)).flat:
+        axes.set_axis_off()
+    for axes, i in zip(grid.flat, chosen, strict=False):
+        image = images[i]
+        axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        predicted, true = _short(classes[probabilities[i].argmax()], 10), _short(classes[labels[i]], 10)
+        axes.set_title(f"{predicted} {probabilities[i].max():.0%}\ntrue: {true}", fontsize=9, parse_math=False)
+    return figure
+
+
+def confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int = NUM_MISTAKES) -> np.ndarray:
+    """Indices of the wrong predictions among `probabilities` (N, num_classes), at most `count`, the most probable one first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:count]
+
+
+def per_class_scores(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> list[tuple[float, float, float, int]]:
+    """Precision, recall (the accuracy within the class), F1, each 0 to 1, and the number of images, of every class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(labels, predictions, labels=range(num_classes), zero_division=0)
+    return [(float(p), float(r), float(f1), int(support)) for p, r, f1, support in zip(*scores, strict=True)]
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """`figure` as a PNG file, byte for byte the same for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    figure.set_dpi(dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in scripts that matplotlib's font lacks
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """`figure` as (H, W, 3) uint8, RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _run_figure(title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray,
+                classes: Sequence[str]) -> Figure:
+    """Curves, confusion matrix and mistakes side by side."""
+    figure = new_figure(16, 7)
+    figure.suptitle(_short(title, 110), fontsize=14, parse_math=False)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 6, 5], wspace=0.02)
+    predictions = probabilities.argmax(1)
+    curves_figure(history, target, float((predictions == test.labels).mean()), into=left)
+    confusion_figure(test.labels, predictions, classes, into=middle)
+    mistakes_figure(test.images, test.labels, probabilities, classes, columns=4, into=right)
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A white figure of that size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained", facecolor="white")
+
+
+def _images_and_time(axes: Axes, history: History) -> None:
+    """The x axis in images, and above `axes` the same on the clock (not quite proportional: evaluations take time too)."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    images = [e.images_seen for e in history.evaluations]
+    last = history.seconds[-1]
+    unit, size = ("hours", 3600) if last > 7200 else ("minutes", 60) if last > 180 else ("seconds", 1)
+    ticks = [t for t in MaxNLocator(6).tick_values(0, last / size) if t * size <= last]
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(0, 1.03 * max(images[-1], history.images_seen))
+    clock = axes.secondary_xaxis("top")
+    clock.set_ticks(np.interp(np.multiply(ticks, size), [0, *history.seconds], [0, *images]), [f"{t:g}" for t in ticks])
+    clock.set_xlabel(unit)
+    clock.spines["top"].set_visible(False)
+
+
+def _short(name: str, length: int = 16) -> str:
+    """`name` on one line of at most `length` characters, the middle left out where need be."""
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"
+
+
+def _thumbnail(image: np.ndarray) -> bytes:
+    """(H, W, C) uint8 as a small PNG file."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """A PNG file as an address that holds all of it."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _describe_curves(history: History) -> str:
+    """The curves in words, for those who cannot see them."""
+    if not history.evaluations:
+        return "The run made no evaluation: there are no curves."
+    last = history.evaluations[-1]
+    return (f"At the last of {len(history.evaluations)} evaluations, after {last.images_seen:,} images: training loss "
+            f"{last.train_loss:.3f}, accuracy {last.train_accuracy:.1%}; validation loss {last.val_loss:.3f}, accuracy "
+            f"{last.val_accuracy:.1%}.")
+
+
+def _describe_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> str:
+    """The most frequent confusions in words."""
+    wrong = predictions != labels
+    if not wrong.any():
+        return "No image was taken for one of another class."
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
+    worst = np.argsort(-counts, kind="stable")[:3]
+    return "Most frequent: " + "; ".join(
+        f"{classes[pairs[0, k]]} taken for {classes[pairs[1, k]]}, {counts[k]:,} of {(labels == pairs[0, k]).sum():,}"
+        for k in worst) + "."
+
+
+def _rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(name, value) of each entry as text, entries of nested dicts under dotted names."""
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key}.")
+        else:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            texts = ["none" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in items]
+            rows.append((f"{prefix}{key}", ", ".join(texts)))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def render(template: Path, **values: Any) -> str:
+    """A page from a template, every value HTML-escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters["duration"] = _duration
+    environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
+    return environment.get_template(template.name).render(values)

@@ -1,0 +1,57 @@
+"""Graders that are killed at random moments lose no submission and no score."""
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from conftest import DATA
+from course import sandbox
+from course.examiner import Exam
+from course.grading import Grader, Rules
+from course.store import Store
+from course.submission import Submission
+from images.data import load
+from made_up import alive, files, write_colours
+
+
+def run_grader(store: Path, exam: Exam, seed: int) -> None:
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        Grader(store, exam, Rules(1, seed, False), {"count_init": False}).work(watch=False)
+
+
+def test_killed_graders_lose_nothing(tmp_path):
+    """20 graders are killed at random moments of their work, the last one may finish; what was graded stays as it was."""
+    store, seed = tmp_path / "store.sqlite", 730_000 + os.getpid()
+    npz = write_colours(tmp_path / "colours.npz")
+    exam = Exam(load(f"npz:{npz}", DATA), sandbox.find(), 60, 4_000_000_000, threads=1)
+    moments = random.Random(0)
+    context = multiprocessing.get_context("fork")
+    submitted = kills = 0
+    graded: dict[int, tuple] = {}
+    while kills < 20 or len(graded) < submitted:
+        with Store(store) as opened:
+            for _ in range(2 if kills < 20 and len(graded) == submitted else 0):
+                submitted, _ = opened.add(Submission(files(), "hw", ((f"S{submitted}", f"s{submitted}"),), ("none",), ()))
+        grader = context.Process(target=run_grader, args=(store, exam, seed))
+        grader.start()
+        # Most while it starts and trains, some when it writes the result.
+        grader.join(moments.uniform(0, 1.6 if kills % 3 else 3.2) if kills < 20 else None)
+        grader.kill()
+        grader.join()
+        kills += grader.exitcode == -signal.SIGKILL
+        assert grader.exitcode in (0, -signal.SIGKILL)
+        with Store(store) as opened:
+            entries = opened.entries()
+        assert [entry.id for entry in entries] == list(range(1, submitted + 1))
+        assert {entry.state for entry in entries} <= {"queued", "graded"}
+        now = {entry.id: (entry.score, entry.finished, entry.result) for entry in entries if entry.state == "graded"}
+        assert all(now[number] == what for number, what in graded.items())
+        graded = now
+    until = time.monotonic() + 60
+    while alive(seed) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert alive(seed) == []
+    exam.close()

@@ -1,0 +1,278 @@
+"""The statistics, the split, and the two ways to make batches."""
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from config import InputError, TrainConfig
+from conftest import ROOT, random_split
+from images import data
+from images.data import AugmentedBatches, Split, VectorisedBatches, stratified_split
+from transform import train_transform
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+
+# --- statistics, split -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count, channels", [(1, 3), (700, 3), (257, 1)])
+def test_statistics_are_exact(count, channels):
+    images = random_split(count, channels=channels).images
+    mean, std = data.statistics(images)
+    scaled = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-9)
+
+
+def test_statistics_of_white_images_can_be_divided_by():
+    """All sums are at their largest here: 256 images of 255 are what float32 just holds."""
+    mean, std = data.statistics(np.full((1000, 28, 28, 1), 255, np.uint8))
+    assert mean == (1.0,) and 0 < std[0]
+
+
+def test_stratified_split():
+    labels = np.repeat([0, 1, 2], [500, 300, 200])
+    images = np.arange(1000, dtype=np.uint16).view(np.uint8).reshape(1000, 1, 2, 1)  # each names itself
+    rest, held = stratified_split(Split(images, labels), 100, seed=0)
+    assert np.bincount(held.labels).tolist() == [50, 30, 20] and np.bincount(rest.labels).tolist() == [450, 270, 180]
+    numbers = np.concatenate([rest.images, held.images]).reshape(1000, 2).view(np.uint16).ravel()
+    assert sorted(numbers) == list(range(1000))
+    assert np.array_equal(labels[numbers], np.concatenate([rest.labels, held.labels])), "each image keeps its label"
+    assert np.array_equal(stratified_split(Split(images, labels), 100, seed=0)[1].images, held.images)
+    assert not np.array_equal(np.sort(stratified_split(Split(images, labels), 100, seed=1)[1].images, axis=0),
+                              np.sort(held.images, axis=0))
+    assert len(stratified_split(Split(images, labels), 7, seed=0)[1].labels) == 7
+
+
+@pytest.mark.parametrize("held_out", [0, 9, 100, 1000])
+def test_impossible_split(held_out):
+    with pytest.raises(InputError, match=str(held_out)):
+        stratified_split(random_split(100), held_out, seed=0)
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------------
+
+
+def vectorised(split: Split, batch_size: int = 16, seed: int = 0, shard: tuple[int, int] = (0, 1)) -> VectorisedBatches:
+    return VectorisedBatches(split, batch_size, MEAN, STD, seed, CPU, shard)
+
+
+def augmented(split: Split, workers: int, seed: int = 0, images_per_draw: int = 1,
+              shard: tuple[int, int] = (0, 1)) -> AugmentedBatches:
+    return AugmentedBatches(split, 16, MEAN, STD, 1.0, images_per_draw, seed, workers, CPU, shard)
+
+
+def assert_same(batches, others) -> None:
+    for (inputs, targets), (other_inputs, other_targets) in zip(batches, others, strict=True):
+        assert torch.equal(inputs, other_inputs) and torch.equal(targets, other_targets)
+
+
+def test_vectorised_batches_are_normalised_images_with_their_labels():
+    split = random_split(50, classes=50)  # the label names the image
+    batches = vectorised(split)
+    assert batches.steps_per_epoch == 3
+    seen = []
+    for inputs, targets in batches.steps(range(3)):
+        assert inputs.shape == (16, 3, 32, 32) and inputs.dtype == torch.float32 and targets.dtype == torch.int64
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+        pixels = torch.from_numpy(split.images[targets.numpy()]).permute(0, 3, 1, 2) / 255
+        expected = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        torch.testing.assert_close(inputs, expected, rtol=1e-5, atol=1e-5)
+        seen += targets.tolist()
+    assert len(set(seen)) == 48, "no image twice in an epoch"
+
+
+@pytest.mark.parametrize("make", [vectorised, functools.partial(augmented, workers=0),
+                                  functools.partial(augmented, workers=0, images_per_draw=8)])
+def test_batches_depend_on_seed_and_step_alone(make):
+    split = random_split(50)
+    whole = list(make(split).steps(range(8)))
+    assert len(whole) == 8
+    assert_same(make(split).steps(range(5, 8)), whole[5:])
+    batches = make(split)
+    list(batches.steps(range(2)))
+    assert_same(batches.steps(range(2, 8)), whole[2:])
+    assert not torch.equal(whole[0][0], whole[3][0]), "two epochs differ"
+    assert not torch.equal(whole[0][0], next(make(split, seed=1).steps(range(1)))[0])
+
+
+@pytest.mark.parametrize("images_per_draw", [1, 8])
+def test_number_of_workers_changes_nothing(images_per_draw):
+    split = random_split(50)
+    whole = list(augmented(split, 0, images_per_draw=images_per_draw).steps(range(7)))
+    inputs, targets = whole[0]
+    assert inputs.shape == (16, 3, 32, 32) and inputs.dtype == torch.float32 and targets.dtype == torch.int64
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    for workers in (1, 2):
+        assert_same(augmented(split, workers, images_per_draw=images_per_draw).steps(range(7)), whole)
+
+
+def test_same_image_is_augmented_otherwise_in_another_epoch():
+    split = random_split(16, classes=16)
+    (first, labels), (second, other_labels) = augmented(split, 0).steps(range(2))
+    pairs = [(first[i], second[(other_labels == label).nonzero().item()]) for i, label in enumerate(labels)]
+    assert sum(torch.equal(a, b) for a, b in pairs) < 4  # every fourth draw is at most a flip
+
+
+@pytest.mark.parametrize("make", [vectorised, functools.partial(augmented, workers=0, images_per_draw=4),
+                                  functools.partial(augmented, workers=2, images_per_draw=2)])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shards_are_the_parts_of_the_batch_of_one_process(make, processes):
+    split = random_split(50)
+    whole = make(split)
+    shards = [make(split, shard=(rank, processes)) for rank in range(processes)]
+    assert {shard.steps_per_epoch for shard in shards} == {whole.steps_per_epoch} == {3}
+    parts = list(zip(*(shard.steps(range(2, 7)) for shard in shards), strict=True))  # over the ends of two epochs
+    assert all(len(targets) == 16 // processes for step in parts for _, targets in step)
+    assert_same(((torch.cat([part[i] for part in step]) for i in range(2)) for step in parts), whole.steps(range(2, 7)))
+
+
+@pytest.mark.parametrize("make, unit", [
+    (functools.partial(vectorised, shard=(0, 3)), 3),
+    (functools.partial(augmented, workers=0, shard=(1, 3)), 3),
+    (functools.partial(augmented, workers=0, images_per_draw=8, shard=(1, 4)), 32),
+    (functools.partial(augmented, workers=0, images_per_draw=6), 6),
+])
+def test_a_batch_that_cannot_be_shared_out(make, unit):
+    with pytest.raises(InputError, match=f"16 .*multiple of {unit} ") as error:
+        make(random_split(50))
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_cannot_share_a_draw():
+    split = random_split(50, channels=5)
+    with pytest.raises(InputError, match="images_per_draw is 2.*5 channels"):
+        AugmentedBatches(split, 16, MEAN, STD, 1.0, 2, 0, 0, CPU)
+    with pytest.raises(InputError, match="images_per_draw is 33"):
+        TrainConfig(images_per_draw=33)
+    with pytest.raises(InputError, match="images_per_draw is 0"):
+        TrainConfig(images_per_draw=0)
+
+
+def test_images_of_one_draw_have_the_same_hole_and_others_another():
+    white = Split(np.full((32, 32, 32, 3), 255, np.uint8), np.zeros(32, np.int64))
+    batches = augmented(white, 0, images_per_draw=4).steps(range(8))
+    is_hole = torch.cat([(inputs != inputs.amax((0, 2, 3), True)).any(1) for inputs, _ in batches])
+    draws = is_hole.view(32, 4, -1)
+    assert (draws == draws[:, :1]).all()
+    assert set(draws.sum(2).flatten().tolist()) == {0, 64}  # every second one has a hole
+    assert len({tuple(draw.nonzero().flatten().tolist()) for draw in draws[:, 0]}) > 8  # of 625 places, and none
+
+
+def test_normalisation_of_augmented_batches_is_that_of_the_transform():
+    """One image a draw: the images of `train_transform`."""
+    split = random_split(16, classes=16)
+    (inputs, targets), = augmented(split, 0).steps(range(1))
+    transform = train_transform(MEAN, STD, 1.0)
+    for place, label in enumerate(targets.tolist()):
+        transform.set_random_seed([0, 0, place])
+        torch.testing.assert_close(inputs[place], transform(split.images[label]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_larger_than_the_data():
+    for make in (vectorised, functools.partial(augmented, workers=0)):
+        with pytest.raises(InputError, match="16.*10"):
+            make(random_split(10))
+
+
+BATCHES_SCRIPT = f"""
+import multiprocessing, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np, torch
+from images.data import AugmentedBatches, Split
+
+def batches(workers):
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    return AugmentedBatches(Split(images, np.arange(64)), 16, (.5, .4, .3), (.25, .2, .3), 1.0, 4, 0, workers, torch.device("cpu"))
+"""
+
+
+def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
+    path.write_text(BATCHES_SCRIPT + body)
+    return subprocess.run([sys.executable, path], capture_output=True, text=True)
+
+
+def test_spawned_workers(tmp_path):
+    """As on systems without fork; quiet, and with the same batches."""
+    result = run_script(tmp_path / "spawned.py", """
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
+        assert torch.equal(a, b) and torch.equal(i, j)
+    print("same")
+""")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "same\n", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory a process has of its own")
+def test_forked_workers_do_not_copy_the_images(tmp_path):
+    result = run_script(tmp_path / "memory.py", """
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
+    steps = AugmentedBatches(Split(images, np.zeros(len(images), np.int64)), 1000, (.5, .4, .3), (.25, .2, .3), 1.0, 20, 0, 1,
+                             torch.device("cpu")).steps(range(0, 130))
+    for _ in range(100):
+        next(steps)
+    [worker] = multiprocessing.active_children()
+    text = open(f"/proc/{worker.pid}/smaps_rollup").read()
+    print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
+""")
+    assert result.returncode == 0, result.stderr
+    assert 0 < int(result.stdout) < 300  # MB
+
+
+def test_closing_the_batches_ends_the_workers(tmp_path):
+    result = run_script(tmp_path / "closed.py", """
+if __name__ == "__main__":
+    steps = batches(2).steps(range(0, 100))
+    next(steps)
+    assert len(multiprocessing.active_children()) == 2
+    steps.close()
+    print(len(multiprocessing.active_children()))
+""")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    (tmp_path / "killed.py").write_text(BATCHES_SCRIPT + """
+if __name__ == "__main__":
+    steps = batches(2).steps(range(0, 10**9))
+    next(steps)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    for _ in steps:
+        pass
+""")
+    process = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    def is_running(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+            status = Path(f"/proc/{pid}/status")
+            return not status.exists() or "State:\tZ" not in status.read_text()
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    survivors = [pid for pid in workers if is_running(pid)]
+    for pid in survivors:
+        os.kill(pid, signal.SIGKILL)
+    assert not survivors
