@@ -2,6 +2,7 @@
 
 Stands alone: imports nothing of this project, and torch only where it is used, so that `--help` does not wait for it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -101,11 +102,29 @@ class TrainConfig:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
 
-        for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "val_images", "whiten_images", "cycles",
-                     "temperature"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "max_lr",
+            "div_factor",
+            "final_div_factor",
+            "val_images",
+            "whiten_images",
+            "cycles",
+            "temperature",
+        ):
             demand(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "statistics_images", "augment", "workers", "steps", "eval_every", "checkpoint_every", "seed",
-                     "flat_loss"):
+        for name in (
+            "weight_decay",
+            "statistics_images",
+            "augment",
+            "workers",
+            "steps",
+            "eval_every",
+            "checkpoint_every",
+            "seed",
+            "flat_loss",
+        ):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
             demand(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
@@ -158,8 +177,12 @@ _LONG = TrainConfig(
 _FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
 _DEEP = {
     "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
-    "kinds": (("whitening", "pointwise", "pointwise"), ("dense", "dense", "separable"),
-              ("separable", "separable_dilated", "separable"), ("separable", "separable", "separable")),
+    "kinds": (
+        ("whitening", "pointwise", "pointwise"),
+        ("dense", "dense", "separable"),
+        ("separable", "separable_dilated", "separable"),
+        ("separable", "separable", "separable"),
+    ),
     **_FINE,
 }
 
@@ -198,8 +221,12 @@ PRESETS: dict[str, Preset] = {
         {
             "widths": (32, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
-            "kinds": (("whitening", "dense", "pointwise"), ("dense", "dense", "pointwise"),
-                      ("dense_dilated", "pointwise", "pointwise"), ("separable", "pointwise", "pointwise")),
+            "kinds": (
+                ("whitening", "dense", "pointwise"),
+                ("dense", "dense", "pointwise"),
+                ("dense_dilated", "pointwise", "pointwise"),
+                ("separable", "pointwise", "pointwise"),
+            ),
             "norm_momentum": 0.1,
             "logit_scale": 1.0,
         },
@@ -210,8 +237,12 @@ PRESETS: dict[str, Preset] = {
         {
             "widths": (24, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
-            "kinds": (("whitening", "pointwise", "pointwise"), ("dense", "dense", "pointwise"),
-                      ("dense_dilated", "separable", "separable"), ("separable", "separable", "separable")),
+            "kinds": (
+                ("whitening", "pointwise", "pointwise"),
+                ("dense", "dense", "pointwise"),
+                ("dense_dilated", "separable", "separable"),
+                ("separable", "separable", "separable"),
+            ),
             **_FINE,
         },
     ),
@@ -227,15 +258,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",
-        TrainConfig(
-            epochs=20,
-            batch_size=128,
-            max_lr=0.01,
-            weight_decay=0.05,
-            augment=0.5,
-            label_smoothing=0.1,
-            ema_decay=0.99,
-        ),
+        TrainConfig(epochs=20, batch_size=128, max_lr=0.01, weight_decay=0.05, augment=0.5, label_smoothing=0.1, ema_decay=0.99),
     ),
 }
 
@@ -243,8 +266,9 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """The preset of that name. Raises InputError, which lists the names, where there is none."""
     if name not in PRESETS:
-        raise InputError(f"unknown preset '{name}': there are "
-                         + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items()))
+        raise InputError(
+            f"unknown preset '{name}': there are " + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items())
+        )
     return PRESETS[name]
 
 
@@ -259,8 +283,10 @@ def one_cycle_adamw(model: nn.Module) -> Optimizer:
 
     max_lr, total_steps = 0.02, math.ceil(50_000 / CONFIG.batch_size)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trainable if p.ndim > 1]},
-              {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1]},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=max_lr, betas=(0.6, 0.97), weight_decay=0.01, fused=True)
     step = 0
 

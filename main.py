@@ -1,4 +1,5 @@
 """ConvSprint's command line: `python main.py COMMAND --help`. Without a command it sprints; `lab` has commands of its own."""
+
 import time
 
 STARTED = time.perf_counter()  # before the imports: they are part of what a user waits for
@@ -85,12 +86,12 @@ class Sprint:
             demand_writable(self.json.parent)
         dataset = data.resolve_auto(self.dataset, self.data_dir)
         if self.seeds > 1:
-            record = sprint.run_seeds(dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads,
-                                      self.json, self.conv)
+            record = sprint.run_seeds(
+                dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads, self.json, self.conv
+            )
             return 3 if record["misses"] else 0
         set_threads(self.threads)
-        run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target,
-                                      network_class(self.conv))
+        run, trainer = sprint.run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target, network_class(self.conv))
         if self.json:
             run["process_seconds"] = time.perf_counter() - STARTED
             write_json(self.json, sprint.make_record(dataset, self.preset, target, [run]))
@@ -163,9 +164,19 @@ class Train:
             from results.tensorboard_log import TensorBoardLog
 
             log = TensorBoardLog(out / "tensorboard")
-        trainer = Trainer(model, dataset, self.config, out, card={
-            "preset": self.preset, "net": preset.net, "parameters": count_parameters(model),
-            "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size)}, observer=log)
+        trainer = Trainer(
+            model,
+            dataset,
+            self.config,
+            out,
+            card={
+                "preset": self.preset,
+                "net": preset.net,
+                "parameters": count_parameters(model),
+                "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size),
+            },
+            observer=log,
+        )
         # In fp32 every machine finds the same accuracy; bf16 is rounded differently by different processors.
         precision = "fp32"
         with log or contextlib.nullcontext():
@@ -177,13 +188,22 @@ class Train:
             return 0
         last = history.evaluations[-1]
         card = trainer.card | {
-            "test_accuracy": test_accuracy, "val_accuracy": last.val_accuracy, "precision": precision, "epochs": last.epoch,
-            "seconds": history.total_seconds, "seed": self.config.seed, **provenance()}
+            "test_accuracy": test_accuracy,
+            "val_accuracy": last.val_accuracy,
+            "precision": precision,
+            "epochs": last.epoch,
+            "seconds": history.total_seconds,
+            "seed": self.config.seed,
+            **provenance(),
+        }
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
-        write_json(out / "run.json", {
-            "card": card, "config": dataclasses.asdict(self.config), "history": dataclasses.asdict(history)})
-        print(f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
-              f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}")
+        write_json(
+            out / "run.json", {"card": card, "config": dataclasses.asdict(self.config), "history": dataclasses.asdict(history)}
+        )
+        print(
+            f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
+            f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
+        )
         if self.report:
             write_report(out, f"Training of {self.preset}", trainer, PRECISIONS[precision])
         return 0
@@ -263,10 +283,17 @@ def write_report(folder: Path, title: str, trainer: "Trainer", precision: "torch
 
     dataset = trainer.dataset
     page = report.write_report(
-        folder, title=f"{title} on {dataset.name}", command=command_line(), history=trainer.history, test=dataset.test,
-        logits=trainer.predict(dataset.test, precision), card=trainer.card, config=dataclasses.asdict(trainer.config),
+        folder,
+        title=f"{title} on {dataset.name}",
+        command=command_line(),
+        history=trainer.history,
+        test=dataset.test,
+        logits=trainer.predict(dataset.test, precision),
+        card=trainer.card,
+        config=dataclasses.asdict(trainer.config),
         constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
-        environment={**hardware(), **versions()})
+        environment={**hardware(), **versions()},
+    )
     print(f"report in {page}")
 
 
@@ -284,15 +311,21 @@ def parse(arguments: list[str]) -> Any:
     return parse_one_of(COMMANDS, arguments, "main.py", __doc__, {"train": Train(preset=preset, config=get_preset(preset).train)})
 
 
-def parse_one_of(commands: dict[str, type], arguments: list[str], program: str, description: str | None,
-                 defaults: dict[str, object] | None = None) -> Any:
+def parse_one_of(
+    commands: dict[str, type],
+    arguments: list[str],
+    program: str,
+    description: str | None,
+    defaults: dict[str, object] | None = None,
+) -> Any:
     """The command among `commands` that `arguments` begin with, filled in; `defaults` of some of them may come ready-made."""
     if arguments[0] not in (*commands, "-h", "--help"):
         raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(commands)}")
     defaults = defaults or {}
     choices = tuple(
         Annotated[command, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
-        for name, command in commands.items())
+        for name, command in commands.items()
+    )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

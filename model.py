@@ -2,6 +2,7 @@
 
 `Net` is the network of every preset, `Model` the course's interface to it. Stands alone: needs torch and nothing else.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of wh
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int) -> None:
-        super().__init__(channels, channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation,
-                         groups=channels, bias=False)
+        super().__init__(
+            channels, channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, groups=channels, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         d = self.dilation[0]
@@ -90,12 +92,14 @@ class Layer(nn.Module):
         elif kind in ("dense", "dense_dilated", "pointwise"):
             self.depthwise = nn.Identity()
         else:
-            raise ValueError(f"unknown kind of layer '{kind}': there are dense, dense_dilated, pointwise, separable, "
-                             "separable_dilated")
+            raise ValueError(
+                f"unknown kind of layer '{kind}': there are dense, dense_dilated, pointwise, separable, separable_dilated"
+            )
         kernel_size = 3 if kind.startswith("dense") else 1
         dilation = 2 if kind == "dense_dilated" else 1
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation,
-                              bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, bias=False
+        )
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.norm = nn.BatchNorm2d(out_channels, momentum=norm_momentum)
         self.residual = in_channels == out_channels and pool == 1
@@ -186,7 +190,8 @@ class Net(nn.Module):
             stem.append(nn.MaxPool2d(pools[0]))
         self.C1 = nn.Sequential(*stem, *rest(0))
         self.C2, self.C3, self.C4 = (
-            nn.Sequential(_layer(widths[i - 1], widths[i], kinds[i][0], pools[i], norm_momentum), *rest(i)) for i in (1, 2, 3))
+            nn.Sequential(_layer(widths[i - 1], widths[i], kinds[i][0], pools[i], norm_momentum), *rest(i)) for i in (1, 2, 3)
+        )
         self.O = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[3], num_classes))
         self.logit_scale = logit_scale
 
@@ -209,12 +214,19 @@ class Model(Net):
     """
 
     def __init__(self, num_channels: int, num_classes: int) -> None:
-        super().__init__(num_channels, num_classes, widths=(24, 32, 48, 48), pools=(2, 1, 2, 1), stem_stride=3, kinds=(
-            ("whitening", "pointwise", "pointwise"),
-            ("dense_dilated", "pointwise", "pointwise"),
-            ("separable", "pointwise", "pointwise"),
-            ("pointwise", "pointwise", "pointwise"),
-        ))
+        super().__init__(
+            num_channels,
+            num_classes,
+            widths=(24, 32, 48, 48),
+            pools=(2, 1, 2, 1),
+            stem_stride=3,
+            kinds=(
+                ("whitening", "pointwise", "pointwise"),
+                ("dense_dilated", "pointwise", "pointwise"),
+                ("separable", "pointwise", "pointwise"),
+                ("pointwise", "pointwise", "pointwise"),
+            ),
+        )
         self.register_buffer("mean", torch.zeros(num_channels, 1, 1))
         self.register_buffer("std", torch.ones(num_channels, 1, 1))
         self.register_buffer("adapted", torch.tensor(False))

@@ -1,4 +1,5 @@
 """The only training loop of this repository."""
+
 from __future__ import annotations
 
 import bisect
@@ -73,9 +74,17 @@ class Trainer:
     Raises InputError where the configuration does not fit the data, the device or the folder.
     """
 
-    def __init__(self, model: nn.Module, dataset: ImageDataset, config: TrainConfig, out_dir: Path | None = None,
-                 card: dict[str, Any] | None = None, val_split: Split | None = None, progress: tqdm | None = None,
-                 observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: ImageDataset,
+        config: TrainConfig,
+        out_dir: Path | None = None,
+        card: dict[str, Any] | None = None,
+        val_split: Split | None = None,
+        progress: tqdm | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.dataset, self.config, self.progress = dataset, config, progress
         self.observer = observer or Observer()
         self.device = resolve_device(config.device)
@@ -84,14 +93,20 @@ class Trainer:
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
         self.train_split, self.val_split = (
-            (dataset.train, val_split) if val_split else stratified_split(dataset.train, config.val_images, config.seed))
+            (dataset.train, val_split) if val_split else stratified_split(dataset.train, config.val_images, config.seed)
+        )
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.averaged: AveragedModel | None = None
         self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
         if out_dir and distributed.is_main():
             demand_writable(out_dir)
-        self.card = {"dataset": dataset.name, "classes": list(dataset.classes), "num_channels": dataset.num_channels,
-                     "image_size": list(dataset.image_size), **(card or {})}
+        self.card = {
+            "dataset": dataset.name,
+            "classes": list(dataset.classes),
+            "num_channels": dataset.num_channels,
+            "image_size": list(dataset.image_size),
+            **(card or {}),
+        }
         self.history = History()
         self.step = 0
         self.learning_rate = 0.0  # of the latest step
@@ -119,10 +134,12 @@ class Trainer:
         last = self.step if self.history.reached or self._is_flat() else self.total_steps
         batches = self.batches.steps(range(self.step, last))
         shared = self.progress is not None
-        bar = contextlib.nullcontext(self.progress) if shared else tqdm(
-            initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
-        with (bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted,
-              distributed.watch(self._how_to_go_on)):
+        bar = (
+            contextlib.nullcontext(self.progress)
+            if shared
+            else tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
+        )
+        with bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted, distributed.watch(self._how_to_go_on):
             waits_since = time.perf_counter()
             for inputs, targets in batches:
                 self.history.waiting_seconds += time.perf_counter() - waits_since
@@ -176,11 +193,22 @@ class Trainer:
         self.mean, self.std = statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
         if config.augment:
-            self.batches = AugmentedBatches(self.train_split, config.batch_size, self.mean, self.std, config.augment,
-                                            config.images_per_draw, config.seed, config.workers, self.device, shard)
+            self.batches = AugmentedBatches(
+                self.train_split,
+                config.batch_size,
+                self.mean,
+                self.std,
+                config.augment,
+                config.images_per_draw,
+                config.seed,
+                config.workers,
+                self.device,
+                shard,
+            )
         else:
-            self.batches = VectorisedBatches(self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device,
-                                             shard)
+            self.batches = VectorisedBatches(
+                self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device, shard
+            )
         budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
         self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
         self.total_steps = self.cycle_ends[-1]
@@ -194,17 +222,29 @@ class Trainer:
             from torchvision.transforms import v2  # a tenth of a second, which is not the sprint's
 
             self.cutmix = v2.CutMix(num_classes=self.dataset.num_classes)
-        self.teachers = [Teacher(Path(path), self.card["classes"], self.dataset.num_channels, self.mean, self.std, self.device,
-                                 self.precision) for path in config.teacher]
+        self.teachers = [
+            Teacher(Path(path), self.card["classes"], self.dataset.num_channels, self.mean, self.std, self.device, self.precision)
+            for path in config.teacher
+        ]
         if self.teachers:
             self.card["teacher_sha256"] = [teacher.sha256 for teacher in self.teachers]
         self.optimizer = build_optimizer(self.model, config, self.precision)
         lengths = [budget * 2**n for n in range(config.cycles)]
         # OneCycleLR divides by zero where the rise is a single step.
         pct_start = config.pct_start * (1.001 if 1 in [config.pct_start * length for length in lengths] else 1)
-        cycles = [OneCycleLR(self.optimizer, config.max_lr, length, pct_start=pct_start, anneal_strategy="linear",
-                             div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
-                  for length in lengths]
+        cycles = [
+            OneCycleLR(
+                self.optimizer,
+                config.max_lr,
+                length,
+                pct_start=pct_start,
+                anneal_strategy="linear",
+                div_factor=config.div_factor,
+                final_div_factor=config.final_div_factor,
+                cycle_momentum=False,
+            )
+            for length in lengths
+        ]
         self.scheduler = SequentialLR(self.optimizer, cycles, self.cycle_ends[:-1])
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -240,8 +280,10 @@ class Trainer:
         for step, rate, (loss, correct) in zip(steps, rates, distributed.total(torch.stack(values).cpu()).tolist(), strict=True):
             loss /= distributed.size()
             if not math.isfinite(loss):
-                raise InputError(f"the loss became {loss} at step {step} of {self.total_steps}, learning rate {rate:.3g}: try a "
-                                 f"lower max_lr{self._last_checkpoint()}")
+                raise InputError(
+                    f"the loss became {loss} at step {step} of {self.total_steps}, learning rate {rate:.3g}: try a "
+                    f"lower max_lr{self._last_checkpoint()}"
+                )
             self.running["loss"] += loss * self.config.batch_size
             self.running["correct"] += int(correct)
             self.running["images"] += self.config.batch_size
@@ -265,10 +307,18 @@ class Trainer:
         logits = self._group_logits(self.val_split)
         val_loss, val_accuracy = loss_and_accuracy(logits, self.val_split.labels)
         images = self.running["images"]
-        self.history.evaluations.append(Evaluation(
-            step=self.step, epoch=self.step / self.batches.steps_per_epoch, images_seen=self.step * self.config.batch_size,
-            learning_rate=self.learning_rate, train_loss=self.running["loss"] / images,
-            train_accuracy=self.running["correct"] / images, val_loss=val_loss, val_accuracy=val_accuracy))
+        self.history.evaluations.append(
+            Evaluation(
+                step=self.step,
+                epoch=self.step / self.batches.steps_per_epoch,
+                images_seen=self.step * self.config.batch_size,
+                learning_rate=self.learning_rate,
+                train_loss=self.running["loss"] / images,
+                train_accuracy=self.running["correct"] / images,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+            )
+        )
         self.history.seconds.append(self._clock())
         self.observer.evaluated(self, logits)
         self.running = dict.fromkeys(self.running, 0)
@@ -309,30 +359,45 @@ class Trainer:
     def _how_to_go_on(self) -> str:
         checkpoint = self._last_checkpoint()
         return f" after step {self.step} of {self.total_steps}" + (
-            f"{checkpoint}: the same command with --resume goes on from it" if checkpoint else "; there is no checkpoint yet")
+            f"{checkpoint}: the same command with --resume goes on from it" if checkpoint else "; there is no checkpoint yet"
+        )
 
     def _stop(self) -> None:
         if not self.checkpoint_path:
             raise Interrupted(f"after step {self.step} of {self.total_steps}; nothing is kept without an output folder")
         self._save()
-        raise Interrupted(f"after step {self.step} of {self.total_steps}, saved in {self.checkpoint_path}: the same command with "
-                          "--resume goes on")
+        raise Interrupted(
+            f"after step {self.step} of {self.total_steps}, saved in {self.checkpoint_path}: the same command with --resume goes on"
+        )
 
     def _save(self) -> None:
         self._read_losses()
         state = self.trained_model.state_dict()
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise InputError(f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
-                             f"try a lower max_lr{self._last_checkpoint()}")
+            raise InputError(
+                f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
+                f"try a lower max_lr{self._last_checkpoint()}"
+            )
         self.observer.saving()
         with distributed.main_first():
             if distributed.is_main():
-                save_checkpoint(self.checkpoint_path, {
-                    "card": self.card, "config": asdict(self.config), "model": state, "step": self.step,
-                    "trained": self.model.state_dict(), "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
-                    "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states(),
-                    "history": asdict(self.history), "running": self.running, "seconds": self._clock(),
-                })
+                save_checkpoint(
+                    self.checkpoint_path,
+                    {
+                        "card": self.card,
+                        "config": asdict(self.config),
+                        "model": state,
+                        "step": self.step,
+                        "trained": self.model.state_dict(),
+                        "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
+                        "optimizer": self.optimizer.state_dict(),
+                        "scheduler": self.scheduler.state_dict(),
+                        "random": random_states(),
+                        "history": asdict(self.history),
+                        "running": self.running,
+                        "seconds": self._clock(),
+                    },
+                )
 
     def _restore(self) -> None:
         if not self.checkpoint_path or not self.checkpoint_path.exists():
@@ -344,13 +409,18 @@ class Trainer:
                 raise InputError(f"{self.checkpoint_path} was made with another {what} ({was}, not {now}): give it another --out")
         was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
         now = asdict(self.config)
-        changed = [f"{name} was {was[name]}, is {now.get(name, 'gone')}" for name in was
-                   if name not in now or was[name] != now[name] and name != "workers"]
+        changed = [
+            f"{name} was {was[name]}, is {now.get(name, 'gone')}"
+            for name in was
+            if name not in now or was[name] != now[name] and name != "workers"
+        ]
         if changed:
             raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
         if state["card"].get("teacher_sha256") != self.card.get("teacher_sha256"):
-            raise InputError(f"{self.checkpoint_path} was made with another teacher: the weights in "
-                             f"{' or '.join(self.config.teacher)} have changed since")
+            raise InputError(
+                f"{self.checkpoint_path} was made with another teacher: the weights in "
+                f"{' or '.join(self.config.teacher)} have changed since"
+            )
         self.model.load_state_dict(state["trained"])
         if self.averaged:
             self.averaged.module.load_state_dict(state["model"])

@@ -6,6 +6,7 @@ Taylor 2017, arXiv:1708.04552), each with probability 0.5; normalisation; tensor
 Nearly all that it costs is Python's work on one draw of random numbers. `BatchAugmentation` therefore gives one draw to several
 images: with 4, 8, 16 and 32 of them, each takes a third, a sixth, a tenth and a fifteenth of the time of one that has its own.
 """
+
 import functools
 import os
 import random
@@ -56,11 +57,16 @@ def _augmentations(mean: Sequence[float], strength: float, count: int = 1) -> li
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ShiftScaleRotate always warns that Affine exists
         geometry = ShiftScaleRotate(
-            shift_limit=min(SHIFT_LIMIT * strength, 1.0), scale_limit=min(SCALE_LIMIT * strength, 0.9),
-            rotate_limit=min(ROTATE_LIMIT * strength, 180.0), border_mode=cv2.BORDER_REFLECT_101,
-            interpolation=cv2.INTER_NEAREST, p=0.5)
+            shift_limit=min(SHIFT_LIMIT * strength, 1.0),
+            scale_limit=min(SCALE_LIMIT * strength, 0.9),
+            rotate_limit=min(ROTATE_LIMIT * strength, 180.0),
+            border_mode=cv2.BORDER_REFLECT_101,
+            interpolation=cv2.INTER_NEAREST,
+            p=0.5,
+        )
     dropout = A.CoarseDropout(
-        num_holes_range=(1, 1), hole_height_range=(hole, hole), hole_width_range=(hole, hole), fill=mean_color, p=0.5)
+        num_holes_range=(1, 1), hole_height_range=(hole, hole), hole_width_range=(hole, hole), fill=mean_color, p=0.5
+    )
     return [A.HorizontalFlip(p=0.5), geometry, dropout]
 
 
@@ -147,9 +153,7 @@ def _demand_positive(strength: float) -> None:
         raise ValueError(f"strength must be above 0, not {strength}")
 
 
-def train_transform(
-    mean: Sequence[float], std: Sequence[float], strength: float = 1.0, seed: int | None = None
-) -> ImageTransform:
+def train_transform(mean: Sequence[float], std: Sequence[float], strength: float = 1.0, seed: int | None = None) -> ImageTransform:
     """The random transform of training images.
 
     mean, std: per channel, of pixels scaled to 0..1. strength: above 0; multiplies the limits of the shift (1.0: 10% of

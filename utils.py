@@ -1,4 +1,5 @@
 """Seed, device, precision, the torchinfo summary, Ctrl-C, and files that are written whole or not at all."""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,9 +41,12 @@ def random_states() -> dict[str, Any]:
     """The states of all generators, as tensors and plain values that a checkpoint can hold."""
     name, keys, *rest = np.random.get_state()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return {"python": random.getstate(), "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-            "cpu": torch.get_rng_state(),
-            "accelerator": torch.get_device_module(accelerator).get_rng_state() if accelerator else None}
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "cpu": torch.get_rng_state(),
+        "accelerator": torch.get_device_module(accelerator).get_rng_state() if accelerator else None,
+    }
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
@@ -105,8 +109,14 @@ def summary(model: nn.Module, num_channels: int, image_size: tuple[int, int]) ->
     """The torchinfo table of `model` for one image of (num_channels, *image_size), to the depth that shows C1..C4 and O."""
     from torchinfo import summary as torchinfo_summary
 
-    table = torchinfo_summary(model, input_size=(1, num_channels, *image_size), depth=2, verbose=0, row_settings=["var_names"],
-                              col_names=["input_size", "output_size", "num_params", "mult_adds"])
+    table = torchinfo_summary(
+        model,
+        input_size=(1, num_channels, *image_size),
+        depth=2,
+        verbose=0,
+        row_settings=["var_names"],
+        col_names=["input_size", "output_size", "num_params", "mult_adds"],
+    )
     return str(table)
 
 
@@ -128,8 +138,14 @@ def hardware() -> dict[str, Any]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     capabilities = torch.cpu.get_capabilities()
     bf16 = next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)), None)
-    return {"processor": processor, "bf16": bf16, "cores": cores, "threads": torch.get_num_threads(),
-            "accelerator": accelerator.type if accelerator else None, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "processor": processor,
+        "bf16": bf16,
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator.type if accelerator else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def versions() -> dict[str, str]:
@@ -219,11 +235,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is refused: it is not a checkpoint of tensors and plain values (reading it could run code, or "
-                         "it is damaged)") from error
+        raise InputError(
+            f"{path} is refused: it is not a checkpoint of tensors and plain values (reading it could run code, or it is damaged)"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy it again or choose another "
-                         "file") from error
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy it again or choose another file"
+        ) from error
     if not isinstance(state, dict) or "model" not in state or "card" not in state:
         raise InputError(f"{path} is not a checkpoint of this project: 'model' and 'card' are missing")
     return state

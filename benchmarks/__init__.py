@@ -1,4 +1,5 @@
 """What the numbers of the README come from: each script runs alone and writes its record."""
+
 from __future__ import annotations
 
 import datetime

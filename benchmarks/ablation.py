@@ -5,6 +5,7 @@
 Every variant trains for the preset's first OneCycle (5,120 images) and is evaluated on 5,000 held-out training images; the test
 split is not touched. Each round runs every variant once, so that drifts of the machine's speed fall on all alike.
 """
+
 from __future__ import annotations
 
 import os
@@ -38,8 +39,12 @@ class Unwhitened(Net):
         pass
 
 
-DILATED_SEPARABLE = (("whitening", "pointwise", "pointwise"), ("dense", "pointwise", "pointwise"),
-                     ("dense", "pointwise", "pointwise"), ("separable", "separable_dilated", "pointwise"))
+DILATED_SEPARABLE = (
+    ("whitening", "pointwise", "pointwise"),
+    ("dense", "pointwise", "pointwise"),
+    ("dense", "pointwise", "pointwise"),
+    ("separable", "separable_dilated", "pointwise"),
+)
 VARIANTS: dict[str, tuple[type[Net], dict, dict]] = {
     "the preset": (Net, {}, {}),
     "random filters in the stem": (Unwhitened, {}, {}),
@@ -75,8 +80,10 @@ def main() -> None:
     print("| variant | accuracy: median (min to max) | seconds: median (min to max) |\n|---|---|---|")
     for variant, runs in results.items():
         accuracies, seconds = zip(*runs, strict=True)
-        print(f"| {variant} | {statistics.median(accuracies):.1%} ({min(accuracies):.1%} to {max(accuracies):.1%}) | "
-              f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |")
+        print(
+            f"| {variant} | {statistics.median(accuracies):.1%} ({min(accuracies):.1%} to {max(accuracies):.1%}) | "
+            f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Nothing is trained: a record is the run.json that `python main.py train --preset
 copied to docs/records/NAME.json. How long fast85 and fast90 take to their targets, over seeds, is in NAME-seeds.json, which
 `python main.py sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
 """
+
 from __future__ import annotations
 
 import json
@@ -60,19 +61,30 @@ def table(records: dict[str, dict[str, Any]]) -> str:
     rows = ["| preset | parameters | mult-adds | epochs | time | validation | test |", "|---|---|---|---|---|---|---|"]
     for name, record in records.items():
         card = record["card"]
-        cells = (f"`{name}`: {PRESETS[name].about}", f"{card['parameters']:,}", f"{card['mult_adds'] / 1e6:.1f} M",
-                 f"{card['epochs']:g}", duration(card["seconds"]), f"{card['val_accuracy']:.2%}", f"{card['test_accuracy']:.2%}")
+        cells = (
+            f"`{name}`: {PRESETS[name].about}",
+            f"{card['parameters']:,}",
+            f"{card['mult_adds'] / 1e6:.1f} M",
+            f"{card['epochs']:g}",
+            duration(card["seconds"]),
+            f"{card['val_accuracy']:.2%}",
+            f"{card['test_accuracy']:.2%}",
+        )
         rows.append(f"| {' | '.join(cells)} |")
-    notes = [f"CIFAR-10, seed {record['config']['seed']}, the whole pipeline included; the time is that of training with its looks "
-             "at the held-out images."]
+    notes = [
+        f"CIFAR-10, seed {record['config']['seed']}, the whole pipeline included; the time is that of training with its looks "
+        "at the held-out images."
+    ]
     notes += sorted({f"{machine(record['card'])}." for record in records.values()})
     for name in records:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
             seeds = json.loads(path.read_text())
-            notes.append(f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
-                         f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
-                         f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}.")
+            notes.append(
+                f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
+                f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
+                f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}."
+            )
     return "\n".join([*rows, "", *notes])
 
 
@@ -89,19 +101,37 @@ def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.axvline(200_000, color="#5f6368", linestyle="--", linewidth=1)
-    axes.annotate("limit of the assignment", (200_000, 0.25), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                  textcoords="offset points", color="#5f6368", fontsize=9, rotation=90, va="center")
+    axes.annotate(
+        "limit of the assignment",
+        (200_000, 0.25),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color="#5f6368",
+        fontsize=9,
+        rotation=90,
+        va="center",
+    )
     points = [(name, parameters, accuracy, "#000000", "x") for name, parameters, accuracy, _ in REFERENCES]
-    points += [(name, record["card"]["parameters"], record["card"]["test_accuracy"], COLOURS[name], "o")
-               for name, record in records.items()]
+    points += [
+        (name, record["card"]["parameters"], record["card"]["test_accuracy"], COLOURS[name], "o")
+        for name, record in records.items()
+    ]
     height = 0.0
     for name, parameters, accuracy, colour, marker in sorted(points, key=lambda point: point[2]):
         axes.plot(parameters, accuracy, marker, color=colour, markersize=8)
         is_just_above = 200_000 < parameters < 1e6  # a label on its left would lie on the limit
         height = max(accuracy, height + 0.004)  # nor may two labels lie on each other
-        axes.annotate(f"{name} {accuracy:.2%}", (parameters, accuracy), xytext=(8 if is_just_above else -8, height),
-                      textcoords=("offset points", "data"), fontsize=9, color=colour, ha="left" if is_just_above else "right",
-                      va="center")
+        axes.annotate(
+            f"{name} {accuracy:.2%}",
+            (parameters, accuracy),
+            xytext=(8 if is_just_above else -8, height),
+            textcoords=("offset points", "data"),
+            fontsize=9,
+            color=colour,
+            ha="left" if is_just_above else "right",
+            va="center",
+        )
     axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy", title="CIFAR-10: accuracy against parameters")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -123,10 +153,20 @@ def plot_learning(records: dict[str, dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     for name, record in records.items():
         history = record["history"]
-        axes.plot([seconds / 60 for seconds in history["seconds"]], [e["val_accuracy"] for e in history["evaluations"]],
-                  ".-", color=COLOURS[name], label=name)
-    axes.set(xscale="log", ylim=(0.6, 1), xlabel="minutes of training", ylabel="accuracy on the held-out images",
-             title="CIFAR-10: learning curves")
+        axes.plot(
+            [seconds / 60 for seconds in history["seconds"]],
+            [e["val_accuracy"] for e in history["evaluations"]],
+            ".-",
+            color=COLOURS[name],
+            label=name,
+        )
+    axes.set(
+        xscale="log",
+        ylim=(0.6, 1),
+        xlabel="minutes of training",
+        ylabel="accuracy on the held-out images",
+        title="CIFAR-10: learning curves",
+    )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -6,6 +6,7 @@
 Random weights and random images, already normalised: neither changes the time. Each round runs every form once, so that drifts of
 the machine's speed fall on all alike; the table gives the median, minimum and maximum of the rounds.
 """
+
 from __future__ import annotations
 
 import os

@@ -12,6 +12,7 @@ how much. Raise images_per_draw first (it saves work), then the workers (they sh
 Each round measures everything once, so that drifts of the machine's speed fall on all alike; after each, the record is written.
 Starting the workers and the first steps are not in the rates.
 """
+
 from __future__ import annotations
 
 import os
@@ -103,22 +104,40 @@ class Pipeline:
         """Everything once a round, for all rounds: the record, which is written after every round."""
         first = presets[self.presets[0]].train
         plan: list[tuple[str, dict[str, Any]]] = [
-            ("pipeline", {"batch_size": first.batch_size, "augment": first.augment or 1.0, "workers": workers,
-                          "images_per_draw": count})
-            for workers in self.workers for count in self.images_per_draw]
+            (
+                "pipeline",
+                {"batch_size": first.batch_size, "augment": first.augment or 1.0, "workers": workers, "images_per_draw": count},
+            )
+            for workers in self.workers
+            for count in self.images_per_draw
+        ]
         for name, preset in presets.items():
             plan.append(("step", {"preset": name, "batch_size": preset.train.batch_size}))
-            plan += [("training", {"preset": name, "batch_size": preset.train.batch_size, "augment": preset.train.augment,
-                                   "workers": workers, "images_per_draw": preset.train.images_per_draw})
-                     for workers in (self.workers if preset.train.augment else (0,))]
+            plan += [
+                (
+                    "training",
+                    {
+                        "preset": name,
+                        "batch_size": preset.train.batch_size,
+                        "augment": preset.train.augment,
+                        "workers": workers,
+                        "images_per_draw": preset.train.images_per_draw,
+                    },
+                )
+                for workers in (self.workers if preset.train.augment else (0,))
+            ]
         runs: list[list[Values]] = [[] for _ in plan]
         with tqdm(total=self.repeats * len(plan), unit=" runs", disable=None, leave=False) as progress:
             for _ in range(self.repeats):
                 for i, (kind, what) in enumerate(plan):
                     progress.set_description(kind)
-                    runs[i].append(self.pipeline(**what) if kind == "pipeline" else
-                                   self.training(presets[what["preset"]], augment=what.get("augment", 0.0),
-                                                 workers=what.get("workers", 0)))
+                    runs[i].append(
+                        self.pipeline(**what)
+                        if kind == "pipeline"
+                        else self.training(
+                            presets[what["preset"]], augment=what.get("augment", 0.0), workers=what.get("workers", 0)
+                        )
+                    )
                     progress.update()
                 record = self.record(plan, runs)
                 if self.json:
@@ -130,9 +149,17 @@ class Pipeline:
         import cv2  # of its version, since its package has several names
 
         record: dict[str, Any] = {
-            "date": datetime.date.today().isoformat(), "dataset": self.images.name, "image_size": list(self.images.image_size),
-            "quick": self.quick, "steps": self.steps, "repeats": len(runs[0]), **provenance(),
-            "pipeline": [], "step": [], "training": []}
+            "date": datetime.date.today().isoformat(),
+            "dataset": self.images.name,
+            "image_size": list(self.images.image_size),
+            "quick": self.quick,
+            "steps": self.steps,
+            "repeats": len(runs[0]),
+            **provenance(),
+            "pipeline": [],
+            "step": [],
+            "training": [],
+        }
         record["versions"] |= {"albumentations": version("albumentations"), "opencv": cv2.__version__}
         for (kind, what), values in zip(plan, runs, strict=True):
             record[kind].append(what | {name: summarise([run[name] for run in values]) for name in values[0]})
@@ -141,8 +168,9 @@ class Pipeline:
     def pipeline(self, batch_size: int, augment: float, workers: int, images_per_draw: int) -> Values:
         """Images a second of the pipeline alone, from its first batch on."""
         mean, std = (0.5,) * self.images.num_channels, (0.25,) * self.images.num_channels
-        batches = data.AugmentedBatches(self.images.train, batch_size, mean, std, augment, images_per_draw, 0, workers,
-                                        torch.device("cpu"))
+        batches = data.AugmentedBatches(
+            self.images.train, batch_size, mean, std, augment, images_per_draw, 0, workers, torch.device("cpu")
+        )
         with contextlib.closing(batches.steps(range(10**9))) as steps:
             next(steps)
             started, made = time.perf_counter(), 0
@@ -153,14 +181,24 @@ class Pipeline:
 
     def training(self, preset: Preset, augment: float, workers: int) -> Values:
         """Images a second of a short training, and the share of its time that it waited."""
-        config = replace(preset.train, steps=self.steps, cycles=1, early_exit_accuracy=None, val_images=self.images.num_classes,
-                         eval_every=self.steps, augment=augment, workers=workers)
+        config = replace(
+            preset.train,
+            steps=self.steps,
+            cycles=1,
+            early_exit_accuracy=None,
+            val_images=self.images.num_classes,
+            eval_every=self.steps,
+            augment=augment,
+            workers=workers,
+        )
         seed_everything(config.seed)
         trainer = TimedTrainer(Net(self.images.num_channels, self.images.num_classes, **preset.net), self.images, config)
         trainer.fit()
         (started, waited), (ended, waited_at_end) = trainer.marks[FIRST_STEPS - 1], trainer.marks[-1]
-        return {"images_per_second": (len(trainer.marks) - FIRST_STEPS) * config.batch_size / (ended - started),
-                "waiting_share": (waited_at_end - waited) / (ended - started)}
+        return {
+            "images_per_second": (len(trainer.marks) - FIRST_STEPS) * config.batch_size / (ended - started),
+            "waiting_share": (waited_at_end - waited) / (ended - started),
+        }
 
 
 def summarise(values: list[float]) -> dict[str, float]:
@@ -176,21 +214,30 @@ def table(record: dict[str, Any]) -> str:
         return f"{values['median']:,.0f} ({values['min']:,.0f} to {values['max']:,.0f})"
 
     draws = list(dict.fromkeys(entry["images_per_draw"] for entry in record["pipeline"]))
-    rows = ["Images a second: median (least to most).\n",
-            "| pipeline alone | " + " | ".join(f"{count} a draw" for count in draws) + " |", "|---" * (len(draws) + 1) + "|"]
+    rows = [
+        "Images a second: median (least to most).\n",
+        "| pipeline alone | " + " | ".join(f"{count} a draw" for count in draws) + " |",
+        "|---" * (len(draws) + 1) + "|",
+    ]
     for workers in dict.fromkeys(entry["workers"] for entry in record["pipeline"]):
         entries = [entry for entry in record["pipeline"] if entry["workers"] == workers]
         rows.append(f"| {workers} workers | " + " | ".join(map(rate, entries)) + " |")
     rows += ["\n| training step alone, batches that wait ready | images a second |", "|---|---|"]
     rows += [f"| {entry['preset']} | {rate(entry)} |" for entry in record["step"]]
-    rows += ["\n| training with its augmentation | workers | a draw | images a second | waited |",
-             "|---|---|---|---|---|"]
+    rows += ["\n| training with its augmentation | workers | a draw | images a second | waited |", "|---|---|---|---|---|"]
     for entry in record["training"]:
         share = entry["waiting_share"]
-        rows.append(f"| {entry['preset']} | {entry['workers']} | {entry['images_per_draw']} | {rate(entry)} | "
-                    f"{share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) |")
-    return "\n".join([*rows, f"\n{record['dataset']}, {record['date']}, {machine(record)}, albumentations "
-                      f"{record['versions']['albumentations']}: `{record['command']}`."])
+        rows.append(
+            f"| {entry['preset']} | {entry['workers']} | {entry['images_per_draw']} | {rate(entry)} | "
+            f"{share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) |"
+        )
+    return "\n".join(
+        [
+            *rows,
+            f"\n{record['dataset']}, {record['date']}, {machine(record)}, albumentations "
+            f"{record['versions']['albumentations']}: `{record['command']}`.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 Synthetic images of CIFAR-10's size: the time does not depend on what they show. torch.profiler itself adds a few per cent.
 """
+
 from __future__ import annotations
 
 import os
@@ -40,8 +41,10 @@ def print_table(title: str, work: Callable[[], object], by_shape: bool) -> None:
     print(f"|---|{'---|' if by_shape else ''}---:|---:|---:|")
     for event in events[:ROWS]:
         shapes = " " + " ".join("x".join(map(str, shape)) for shape in event.input_shapes[:3] if shape) + " |" if by_shape else ""
-        print(f"| {event.key} |{shapes} {event.count / REPEATS:.0f} | {event.self_cpu_time_total / REPEATS / 1000:.2f} | "
-              f"{event.self_cpu_time_total / total:.0%} |")
+        print(
+            f"| {event.key} |{shapes} {event.count / REPEATS:.0f} | {event.self_cpu_time_total / REPEATS / 1000:.2f} | "
+            f"{event.self_cpu_time_total / total:.0%} |"
+        )
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 NAME is one of `REFERENCES`, or `ours`: the sprint preset with looks at the held-out images from the first steps on, for the curve
 of its accuracy (its time is a little longer for that). One run is one process; benchmarks/sprint.py starts them.
 """
+
 from __future__ import annotations
 
 import os
@@ -121,8 +122,12 @@ class UndownsampledNet(nn.Module):
         super().__init__()
 
         def separable(width: int, dilation: int) -> list[nn.Module]:
-            return [nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False),
-                    nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            return [
+                nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False),
+                nn.Conv2d(width, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
 
         def block(in_channels: int, width: int, dilation: int) -> nn.Sequential:
             return nn.Sequential(*conv_bn(in_channels, width), nn.ReLU(), *separable(width, 1), *separable(width, dilation))
@@ -156,21 +161,53 @@ OURS = PRESETS["sprint"]
 MONITOR = {"statistics_images": 500, "val_images": 1000, "early_exit_accuracy": TARGET, "early_exit_margin": 0.01}
 REFERENCES = {
     "dense": Reference(
-        "dense CNN of a course's kind, Adam 1e-3, batch 64, fp32", DenseCNN,
-        TrainConfig(epochs=5, batch_size=64, max_lr=1e-3, div_factor=1, final_div_factor=1,  # that is: a constant rate
-                    momentum=0.9, beta2=0.999, weight_decay=0, precision="fp32", eval_every=40, **MONITOR)),
+        "dense CNN of a course's kind, Adam 1e-3, batch 64, fp32",
+        DenseCNN,
+        TrainConfig(
+            epochs=5,
+            batch_size=64,
+            max_lr=1e-3,
+            div_factor=1,
+            final_div_factor=1,  # that is: a constant rate
+            momentum=0.9,
+            beta2=0.999,
+            weight_decay=0,
+            precision="fp32",
+            eval_every=40,
+            **MONITOR,
+        ),
+    ),
     # airbench94's rates for a loss that is a mean: 1.5 at batch 1,024 (in proportion to the batch) and weight decay 1.3e-3.
     "airbench": Reference(
-        "residual network of the airbench kind, SGD Nesterov, batch 256, bf16", Airbench,
-        TrainConfig(epochs=1, batch_size=256, optimizer="sgd", max_lr=0.375, momentum=0.85, weight_decay=1.3e-3,
-                    label_smoothing=0.2, pct_start=0.23, div_factor=5, final_div_factor=3, whiten_images=5000, eval_every=12,
-                    **MONITOR)),
+        "residual network of the airbench kind, SGD Nesterov, batch 256, bf16",
+        Airbench,
+        TrainConfig(
+            epochs=1,
+            batch_size=256,
+            optimizer="sgd",
+            max_lr=0.375,
+            momentum=0.85,
+            weight_decay=1.3e-3,
+            label_smoothing=0.2,
+            pct_start=0.23,
+            div_factor=5,
+            final_div_factor=3,
+            whiten_images=5000,
+            eval_every=12,
+            **MONITOR,
+        ),
+    ),
     "undownsampled": Reference(
-        "C1C2C3C4 without down-sampling, batch 64, fp32: one epoch, scaled from one step", UndownsampledNet,
-        TrainConfig(steps=2, batch_size=64, precision="fp32", eval_every=1, val_images=10), is_one_step=True),
+        "C1C2C3C4 without down-sampling, batch 64, fp32: one epoch, scaled from one step",
+        UndownsampledNet,
+        TrainConfig(steps=2, batch_size=64, precision="fp32", eval_every=1, val_images=10),
+        is_one_step=True,
+    ),
     "ours": Reference(
-        "ours, with looks from the first steps on", lambda channels, classes: Net(channels, classes, **OURS.net),
-        replace(OURS.train, early_exit_accuracy=TARGET, eval_every=4)),
+        "ours, with looks from the first steps on",
+        lambda channels, classes: Net(channels, classes, **OURS.net),
+        replace(OURS.train, early_exit_accuracy=TARGET, eval_every=4),
+    ),
 }
 
 
@@ -202,9 +239,14 @@ def run(name: str, dataset: data.ImageDataset, seed: int, limit: float) -> dict[
         step_seconds = history.seconds[1] - history.seconds[0]
         steps = len(dataset.train.labels) / reference.train.batch_size
         return entry | {"step_seconds": step_seconds, "seconds": step_seconds * steps}
-    return entry | {"reached": history.reached, "seconds": history.total_seconds, "test_accuracy": history.test_accuracy,
-                    "test_passes": history.test_passes, "images_seen": history.images_seen,
-                    "curve": [(seconds, e.val_accuracy) for seconds, e in zip(history.seconds, history.evaluations, strict=True)]}
+    return entry | {
+        "reached": history.reached,
+        "seconds": history.total_seconds,
+        "test_accuracy": history.test_accuracy,
+        "test_passes": history.test_passes,
+        "images_seen": history.images_seen,
+        "curve": [(seconds, e.val_accuracy) for seconds, e in zip(history.seconds, history.evaluations, strict=True)],
+    }
 
 
 @dataclass

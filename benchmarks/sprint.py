@@ -8,6 +8,7 @@
 The runs of a seed follow each other, so that whatever else the machine does falls on all contenders alike. The record is written
 after every run: Ctrl-C keeps what is done. No run is left out; one that misses 55% counts with the seconds it spent.
 """
+
 from __future__ import annotations
 
 import sys
@@ -51,8 +52,12 @@ ABOUT = {
 }
 TABLE = ("sprint", "process", "harness", "dense", "airbench", "undownsampled")
 COLOURS = {"ours": "#0072b2", "harness": "#56b4e9", "dense": "#d55e00", "airbench": "#009e73"}  # told apart by the colour-blind
-LABELS = {"ours": "ours, own clock", "harness": "ours, course's harness: test split", "dense": "dense CNN",
-          "airbench": "airbench kind"}
+LABELS = {
+    "ours": "ours, own clock",
+    "harness": "ours, course's harness: test split",
+    "dense": "dense CNN",
+    "airbench": "airbench kind",
+}
 
 
 @dataclass
@@ -94,8 +99,9 @@ class Benchmark:
         """Run everything, and write the record to `path` after each run: Ctrl-C, or a run that fails, leaves what is done."""
         demand_writable(path.parent)
         runs: dict[str, list[dict[str, Any]]] = {}
-        plan = [(name, seed) for i, seed in enumerate(seeds)
-                for name in (*EVERY_SEED, *(FIRST_SEEDS if i < REFERENCE_SEEDS else ()))]
+        plan = [
+            (name, seed) for i, seed in enumerate(seeds) for name in (*EVERY_SEED, *(FIRST_SEEDS if i < REFERENCE_SEEDS else ()))
+        ]
         plan += [(name, seeds[0]) for name in ONCE]
         try:
             with tempfile.TemporaryDirectory() as folder, tqdm(plan, unit=" runs", disable=None) as progress:
@@ -113,8 +119,16 @@ class Benchmark:
         """One run in a fresh process: its entry of the record. Raises InputError where it fails."""
         result = folder / "result.json"
         result.unlink(missing_ok=True)
-        common = ["--data-dir", str(self.data_dir.resolve()), "--seed", str(seed), "--threads", str(self.threads),
-                  "--json", str(result)]
+        common = [
+            "--data-dir",
+            str(self.data_dir.resolve()),
+            "--seed",
+            str(seed),
+            "--threads",
+            str(self.threads),
+            "--json",
+            str(result),
+        ]
         if name == "sprint":
             command = ["main.py", "sprint", "--dataset", "cifar10", *common]
         elif name == "harness":
@@ -138,8 +152,15 @@ class Benchmark:
 
 def make_record(runs: dict[str, list[dict[str, Any]]], threads: int, quick: bool) -> dict[str, Any]:
     """All `runs` with what they were made on, and a summary of each contender."""
-    record = {"date": datetime.date.today().isoformat(), "dataset": "cifar10", "target": TARGET, "quick": quick, **provenance(),
-              "summaries": {name: summarise(entries) for name, entries in runs.items()}, "runs": runs}
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "dataset": "cifar10",
+        "target": TARGET,
+        "quick": quick,
+        **provenance(),
+        "summaries": {name: summarise(entries) for name, entries in runs.items()},
+        "runs": runs,
+    }
     if threads:  # of the runs, which are processes of their own
         record["hardware"]["threads"] = threads
     return record
@@ -152,9 +173,14 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """
     seconds = [run["seconds"] for run in runs]
     missed = [run["seconds"] for run in runs if not run.get("reached", True)]
-    return {"runs": len(runs), "median_seconds": statistics.median(seconds), "min_seconds": min(seconds),
-            "max_seconds": max(seconds), "misses": len(missed),
-            "median_is_a_bound": any(spent <= statistics.median_high(seconds) for spent in missed)}
+    return {
+        "runs": len(runs),
+        "median_seconds": statistics.median(seconds),
+        "min_seconds": min(seconds),
+        "max_seconds": max(seconds),
+        "misses": len(missed),
+        "median_is_a_bound": any(spent <= statistics.median_high(seconds) for spent in missed),
+    }
 
 
 def outcome(run: dict[str, Any]) -> str:
@@ -178,10 +204,14 @@ def table(record: dict[str, Any]) -> str:
         median, least, most = (digits(values[f"{which}_seconds"]) for which in ("median", "min", "max"))
         ratio = bound + digits(values["median_seconds"] / summaries["sprint"]["median_seconds"]) if name in REFERENCES else ""
         parameters = runs["sprint" if name == "process" else name][0]["parameters"]
-        rows.append(f"| {ABOUT[name]} | {values['runs']} | {bound}{median} s | {least} | {most} | "
-                    f"{'-' if name in ONCE else values['misses']} | {ratio} | {parameters:,} |")
-    note = (f"Seconds to more than {record['target']:.0%} on CIFAR-10's test split, each run a fresh process; {record['date']}, "
-            f"{machine(record)}: `{record['command']}`.")
+        rows.append(
+            f"| {ABOUT[name]} | {values['runs']} | {bound}{median} s | {least} | {most} | "
+            f"{'-' if name in ONCE else values['misses']} | {ratio} | {parameters:,} |"
+        )
+    note = (
+        f"Seconds to more than {record['target']:.0%} on CIFAR-10's test split, each run a fresh process; {record['date']}, "
+        f"{machine(record)}: `{record['command']}`."
+    )
     return "\n".join([*rows, "", note])
 
 
@@ -202,11 +232,21 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for i, run in enumerate(runs):
             curve = list(zip(run["epoch_seconds"], run["accuracies"], strict=True)) if name == "harness" else run["curve"]
             if curve:
-                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.6, linewidth=1, marker="o", markersize=2.5,
-                          label="_" if i else LABELS[name])
+                axes.plot(
+                    *zip(*curve, strict=True),
+                    color=colour,
+                    alpha=0.6,
+                    linewidth=1,
+                    marker="o",
+                    markersize=2.5,
+                    label="_" if i else LABELS[name],
+                )
         # The curve's own runs look more often than the sprint does: where ours ends is the sprint's to say.
-        ends = [(run["seconds"], run["test_accuracy"]) for run in record["runs"].get("sprint" if name == "ours" else name, [])
-                if run.get("test_accuracy") is not None]
+        ends = [
+            (run["seconds"], run["test_accuracy"])
+            for run in record["runs"].get("sprint" if name == "ours" else name, [])
+            if run.get("test_accuracy") is not None
+        ]
         if ends:
             axes.plot(*zip(*ends, strict=True), linestyle="none", marker="*", markersize=9, color=colour)
     axes.axhline(record["target"], color="#5f6368", linestyle="--", linewidth=1, label="target")

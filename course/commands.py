@@ -1,4 +1,5 @@
 """The commands submit, grade and leaderboard, filled in by tyro as in main.py; heavy libraries are imported where used."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -117,12 +118,27 @@ class Grade:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = int(self.memory * 1e9) or min(8_000_000_000, physical * 3 // 4)
         public = self.data_dir.resolve() / "cifar-10-batches-py"
-        exam = Exam(dataset, box, self.timeout, memory, self.threads, self.hidden(),
-                    public if all((public / file).is_file() for file in CIFAR10_FILES) else None)
-        settings = {"dataset": dataset.name, "timeout": self.timeout, "count_init": self.count_init, "jobs": self.jobs,
-                    "threads": self.threads, "sandbox": box.kind, "hardware": hardware()}
-        graders = [Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line)
-                   for line in range(self.jobs)]
+        exam = Exam(
+            dataset,
+            box,
+            self.timeout,
+            memory,
+            self.threads,
+            self.hidden(),
+            public if all((public / file).is_file() for file in CIFAR10_FILES) else None,
+        )
+        settings = {
+            "dataset": dataset.name,
+            "timeout": self.timeout,
+            "count_init": self.count_init,
+            "jobs": self.jobs,
+            "threads": self.threads,
+            "sandbox": box.kind,
+            "hardware": hardware(),
+        }
+        graders = [
+            Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line) for line in range(self.jobs)
+        ]
         if self.jobs > 1:
             work_side_by_side(graders, self.watch)
         else:

@@ -4,6 +4,7 @@ The clock starts before the training images are handed over and is read when the
 their accuracy is known; between them is everything that the submission does to get there. What inside.py says is believed only of
 the network's parameters and constraints, and that it failed.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -74,8 +75,16 @@ class Exam:
             where it is not at hand.
     """
 
-    def __init__(self, dataset: ImageDataset, sandbox: Sandbox, timeout: float, memory: int, threads: int = 0,
-                 hidden: tuple[Path, ...] = (), cifar10: Path | None = None) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sandbox: Sandbox,
+        timeout: float,
+        memory: int,
+        threads: int = 0,
+        hidden: tuple[Path, ...] = (),
+        cifar10: Path | None = None,
+    ) -> None:
         self.dataset, self.sandbox, self.timeout, self.hidden, self.cifar10 = dataset, sandbox, timeout, hidden, cifar10
         self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
         self.limits = Limits(memory)
@@ -87,8 +96,9 @@ class Exam:
         os.close(self.train)
         os.close(self.test)
 
-    def run(self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None],
-            inspect: bool = False) -> tuple[Run, dict[str, Any]]:
+    def run(
+        self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None], inspect: bool = False
+    ) -> tuple[Run, dict[str, Any]]:
         """Train a submission of these files once.
 
         `on_progress` gets the run so far and its process, about twice a second and after each epoch; it may raise to stop
@@ -102,9 +112,16 @@ class Exam:
             for name, data in files.items():
                 (work / "submission" / name).write_bytes(data)
                 os.chmod(work / "submission" / name, 0o644)
-            with Process(self.sandbox, work, lambda fd: self._command(work, seed, fd), self.limits,
-                         lambda: on_progress(run, process), environment=self.environment, hidden=self.hidden,
-                         readable=self.readable) as process:
+            with Process(
+                self.sandbox,
+                work,
+                lambda fd: self._command(work, seed, fd),
+                self.limits,
+                lambda: on_progress(run, process),
+                environment=self.environment,
+                hidden=self.hidden,
+                readable=self.readable,
+            ) as process:
                 process.begin("starting", STARTUP)
                 try:
                     process.receive("ready")
@@ -125,9 +142,15 @@ class Exam:
 
     def _command(self, work: Path, seed: int, fd: int) -> list[str]:
         dataset = self.dataset
-        task = {"channel": fd, "folder": str(self.sandbox.folder(work)), "seed": seed, "image_size": dataset.image_size,
-                "network": [dataset.num_channels, dataset.num_classes], "cifar10": self.cifar10 and str(self.cifar10.parent),
-                "limits": self.limits.of_kernel(2 * self.timeout, self.sandbox.user is not None)}
+        task = {
+            "channel": fd,
+            "folder": str(self.sandbox.folder(work)),
+            "seed": seed,
+            "image_size": dataset.image_size,
+            "network": [dataset.num_channels, dataset.num_classes],
+            "cifar10": self.cifar10 and str(self.cifar10.parent),
+            "limits": self.limits.of_kernel(2 * self.timeout, self.sandbox.user is not None),
+        }
         return [sys.executable, "-B", "-u", str(INSIDE), json.dumps(task)]  # -u: what it printed is seen though it is killed
 
     def _prepare(self, process: Process, run: Run) -> None:
@@ -135,9 +158,11 @@ class Exam:
         process.begin("loading it", self.timeout)
         process.send({})
         try:
-            for stage, name, doing in (("imported", "import_seconds", "importing it"),
-                                       ("built", "init_seconds", "building its Model"),
-                                       ("start", "optimizer_seconds", "building its optimizer")):
+            for stage, name, doing in (
+                ("imported", "import_seconds", "importing it"),
+                ("built", "init_seconds", "building its Model"),
+                ("start", "optimizer_seconds", "building its optimizer"),
+            ):
                 process.doing = doing
                 before = time.perf_counter()
                 process.receive(stage)
@@ -200,8 +225,10 @@ class Exam:
             message, _ = process.receive("inspected")
             found: dict[str, Any] = {"parameters": int(message["parameters"])}
             if "constraints" in message:
-                found["constraints"] = [[printable(str(name)), printable(str(value)), printable(str(limit)), passed is True]
-                                        for name, value, limit, passed in message["constraints"]]
+                found["constraints"] = [
+                    [printable(str(name)), printable(str(value)), printable(str(limit)), passed is True]
+                    for name, value, limit, passed in message["constraints"]
+                ]
             else:
                 found["problem"] = printable(str(message["problem"]))
         except (Failure, OutOfTime, KeyError, TypeError, ValueError) as problem:

@@ -1,4 +1,5 @@
 """The grader: takes queued submissions one after the other, runs each several times, and writes to the store what came of it."""
+
 from __future__ import annotations
 
 import ctypes
@@ -91,8 +92,14 @@ class Grader:
         inspected: dict[str, Any] = {}
         state, reason, score = "failed", "", None
         last_look, epochs_shown = time.monotonic(), 0
-        with tqdm(total=self.exam.timeout, position=self.line, leave=False, disable=None,
-                  bar_format="{desc} {bar:20} {n:.0f} of {total:.0f} s") as bar:
+        with tqdm(
+            total=self.exam.timeout,
+            position=self.line,
+            leave=False,
+            disable=None,
+            bar_format="{desc} {bar:20} {n:.0f} of {total:.0f} s",
+        ) as bar:
+
             def show(run: Run, process: Process) -> None:
                 nonlocal last_look, epochs_shown
                 if time.monotonic() - last_look > POLL:
@@ -129,8 +136,10 @@ def describe(run: Run) -> str:
     if run.stopped_by == "failure":
         return run.reason
     after = f", {run.accuracies[-1]:.2%} after epoch {len(run.accuracies)}" if run.accuracies else ""
-    return (f"{run.seconds:.2f} s{after}{'' if run.reached else ', NOT reached'}; before the clock: import "
-            f"{run.import_seconds:.2f} s, __init__ {run.init_seconds:.2f} s, optimizer {run.optimizer_seconds:.2f} s")
+    return (
+        f"{run.seconds:.2f} s{after}{'' if run.reached else ', NOT reached'}; before the clock: import "
+        f"{run.import_seconds:.2f} s, __init__ {run.init_seconds:.2f} s, optimizer {run.optimizer_seconds:.2f} s"
+    )
 
 
 def say(text: str) -> None:

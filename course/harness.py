@@ -18,6 +18,7 @@ end is not cut: whoever grades strangers also limits the process.
 
 Exit status: 0 reached, 3 not reached, 2 bad input or a submission that fails, in one line.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -122,8 +123,9 @@ class LocalExaminer:
         return self.accuracies[-1] > TARGET
 
 
-def run(model: nn.Module, config: Any, train_set: Dataset, test_set: Dataset, limit: float,
-        clock: Callable[[], float]) -> dict[str, Any]:
+def run(
+    model: nn.Module, config: Any, train_set: Dataset, test_set: Dataset, limit: float, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Train `model` as the course does, in this process.
 
     Args:
@@ -148,10 +150,16 @@ def run(model: nn.Module, config: Any, train_set: Dataset, test_set: Dataset, li
         out_of_time = True
     accuracies = examiner.accuracies
     reached = bool(accuracies) and accuracies[-1] > TARGET
-    return {"reached": reached, "stopped_by": "limit" if out_of_time else "target" if reached else "epochs",
-            "seconds": clock() - examiner.started, "epochs": len(accuracies), "accuracies": accuracies,
-            "epoch_seconds": examiner.epoch_seconds, "optimizer_seconds": optimizer_seconds,
-            "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return {
+        "reached": reached,
+        "stopped_by": "limit" if out_of_time else "target" if reached else "epochs",
+        "seconds": clock() - examiner.started,
+        "epochs": len(accuracies),
+        "accuracies": accuracies,
+        "epoch_seconds": examiner.epoch_seconds,
+        "optimizer_seconds": optimizer_seconds,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def cifar10(data_dir: Path, transforms: Callable[[Any], Tensor]) -> tuple[Dataset, Dataset]:
@@ -202,8 +210,14 @@ def grade(folder: Path, data_dir: Path, seed: int, limit: float) -> dict[str, An
         raise
     except (Exception, SystemExit) as error:
         raise BadInput(f"the submission fails{place(error, folder)}: {one_line(error)}") from error
-    return {"seed": seed, "limit": limit, "threads": torch.get_num_threads(), "import_seconds": times["imported"] - started,
-            "init_seconds": times["built"] - times["imported"], **result}
+    return {
+        "seed": seed,
+        "limit": limit,
+        "threads": torch.get_num_threads(),
+        "import_seconds": times["imported"] - started,
+        "init_seconds": times["built"] - times["imported"],
+        **result,
+    }
 
 
 def one_line(error: BaseException) -> str:
@@ -252,8 +266,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     accuracies = ", ".join(f"{accuracy:.2%}" for accuracy in result["accuracies"]) or "none"
-    print(f"{'reached' if result['reached'] else 'NOT reached'} {TARGET:.0%} in {result['seconds']:.2f} s (stopped by: "
-          f"{result['stopped_by']}), test accuracy after each epoch: {accuracies}")
+    print(
+        f"{'reached' if result['reached'] else 'NOT reached'} {TARGET:.0%} in {result['seconds']:.2f} s (stopped by: "
+        f"{result['stopped_by']}), test accuracy after each epoch: {accuracies}"
+    )
     return 0 if result["reached"] else 3
 
 

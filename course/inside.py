@@ -14,6 +14,7 @@ functions that the loop rests on before the submission is loaded and finds most 
 epoch. A submission that alters this process so that neither notices can train on less than the whole split in an epoch, or on
 more. Its time and accuracy are still true. Nor does the loop know what `forward` makes of a batch.
 """
+
 from __future__ import annotations
 
 import array
@@ -157,8 +158,10 @@ class RemoteExaminer:
 
     def mark(self, logits: Any, labels: Any) -> bool:
         if tuple(logits.shape) != (len(labels), self.num_classes):
-            raise harness.BadInput(f"its forward returned {tuple(logits.shape)} for {len(labels)} test images of "
-                                   f"{self.num_classes} classes, not {(len(labels), self.num_classes)}")
+            raise harness.BadInput(
+                f"its forward returned {tuple(logits.shape)} for {len(labels)} test images of "
+                f"{self.num_classes} classes, not {(len(labels), self.num_classes)}"
+            )
         raw = logits.float().cpu().contiguous().numpy().tobytes()
         self.guard.check()
         self.channel.send("mark", raw)
@@ -177,8 +180,9 @@ def offer_cifar10(folder: str) -> None:
     class CIFAR10(torchvision.datasets.CIFAR10):
         train_list, test_list = torchvision.datasets.CIFAR10.train_list, []
 
-        def __init__(self, root: Any = None, train: bool = True, transform: Any = None, target_transform: Any = None,
-                     download: bool = False) -> None:
+        def __init__(
+            self, root: Any = None, train: bool = True, transform: Any = None, target_transform: Any = None, download: bool = False
+        ) -> None:
             if not train:
                 raise RuntimeError("the grader offers the training split of CIFAR-10 only")
             super().__init__(folder, True, transform, target_transform)
@@ -196,9 +200,28 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
 
     folder, (num_channels, num_classes) = Path(task["folder"]), task["network"]
     data = torch.utils.data
-    guard = Guard([builtins, time, json, socket, struct, torch.nn, torch.nn.functional, torch.nn.modules.loss,
-                   torch.nn.modules.module, torch.autograd, data, data.dataloader, data.sampler, data._utils.fetch,
-                   data._utils.collate, data._utils.worker, harness, sys.modules["__main__"]])
+    guard = Guard(
+        [
+            builtins,
+            time,
+            json,
+            socket,
+            struct,
+            torch.nn,
+            torch.nn.functional,
+            torch.nn.modules.loss,
+            torch.nn.modules.module,
+            torch.autograd,
+            data,
+            data.dataloader,
+            data.sampler,
+            data._utils.fetch,
+            data._utils.collate,
+            data._utils.worker,
+            harness,
+            sys.modules["__main__"],
+        ]
+    )
 
     def reached(stage: str) -> None:
         guard.check()

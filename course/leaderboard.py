@@ -1,4 +1,5 @@
 """The leaderboard: the best score of every contributor, as text, CSV and HTML; and all that the store knows of a submission."""
+
 from __future__ import annotations
 
 import csv
@@ -46,8 +47,10 @@ class Row:
 
 def rank(entries: Sequence[Entry]) -> list[Row]:
     """The best graded submission of every contributor, the fastest first; equal to the hundredth of a second, the earlier first."""
-    graded = sorted((entry for entry in entries if entry.state == "graded"),
-                    key=lambda entry: (round(entry.score, 2), entry.submitted, entry.id))
+    graded = sorted(
+        (entry for entry in entries if entry.state == "graded"),
+        key=lambda entry: (round(entry.score, 2), entry.submitted, entry.id),
+    )
     best: dict[str, Entry] = {}
     for entry in graded:
         for _, pennkey in entry.contributors:
@@ -63,10 +66,22 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
     seconds = [_seconds(run, entry.result["count_init"]) for run in runs]
     constraints = entry.result.get("constraints", [])
     return Row(
-        place, ", ".join(names), entry.id, entry.score, min(seconds), max(seconds), len(runs),
-        min(run["accuracies"][-1] for run in reached), max(len(run["accuracies"]) for run in reached),
-        max(map(_preparation, runs)), entry.result.get("parameters"), sum(passed for *_, passed in constraints), len(constraints),
-        ", ".join(name for name, *_, passed in constraints if not passed), _when(entry.submitted))
+        place,
+        ", ".join(names),
+        entry.id,
+        entry.score,
+        min(seconds),
+        max(seconds),
+        len(runs),
+        min(run["accuracies"][-1] for run in reached),
+        max(len(run["accuracies"]) for run in reached),
+        max(map(_preparation, runs)),
+        entry.result.get("parameters"),
+        sum(passed for *_, passed in constraints),
+        len(constraints),
+        ", ".join(name for name, *_, passed in constraints if not passed),
+        _when(entry.submitted),
+    )
 
 
 def _preparation(run: dict[str, Any]) -> float:
@@ -92,8 +107,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "epochs": lambda row: str(row.epochs),
     "before clock": lambda row: f"{row.preparation:.2f}",
     "parameters": lambda row: "" if row.parameters is None else f"{row.parameters:,}",
-    "constraints": lambda row: f"{row.passed} of {row.constraints}" + (f", not: {row.failed}" if row.failed else "")
-    if row.constraints else "unknown",
+    "constraints": lambda row: (
+        f"{row.passed} of {row.constraints}" + (f", not: {row.failed}" if row.failed else "") if row.constraints else "unknown"
+    ),
     "submitted (UTC)": lambda row: row.submitted,
     "no.": lambda row: f"#{row.submission}",
 }
@@ -113,8 +129,12 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     settings = dict.fromkeys(tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded")
     for values in settings:
         dataset, timeout, count_init, jobs, threads = values
-        lines.append(f"on {dataset}, limit {timeout:g} s" + (", with the time before the clock" if count_init else "")
-                     + (f", {jobs} jobs side by side" if jobs > 1 else "") + (f", {threads} threads" if threads else ""))
+        lines.append(
+            f"on {dataset}, limit {timeout:g} s"
+            + (", with the time before the clock" if count_init else "")
+            + (f", {jobs} jobs side by side" if jobs > 1 else "")
+            + (f", {threads} threads" if threads else "")
+        )
     if len(settings) > 1:
         lines.append("these are several settings: scores compare only within one; grade all again in a store of their own")
     return lines
@@ -123,31 +143,55 @@ def summary(entries: Sequence[Entry]) -> list[str]:
 def listing(entries: Sequence[Entry]) -> str:
     """Every submission with its state, as aligned text."""
     rows = [["no.", "state", "contributors", "submitted (UTC)", ""]]
-    rows += [[f"#{entry.id}", entry.state, entry.names, _when(entry.submitted),
-              f"{entry.score:.2f} s" if entry.score is not None else entry.reason] for entry in entries]
+    rows += [
+        [
+            f"#{entry.id}",
+            entry.state,
+            entry.names,
+            _when(entry.submitted),
+            f"{entry.score:.2f} s" if entry.score is not None else entry.reason,
+        ]
+        for entry in entries
+    ]
     return "\n".join([_aligned(rows), "", *summary(entries)])
 
 
 def details(entry: Entry) -> str:
     """Everything about a submission, as text."""
-    lines = [f"#{entry.id} {entry.state}{f': {entry.reason}' if entry.reason else ''}", f"assignment    {entry.assignment}",
-             f"contributors  {entry.names}", f"submitted     {_when(entry.submitted)} UTC",
-             *(f"source        {source}" for source in entry.sources), *(f"warning       {warning}" for warning in entry.warnings)]
+    lines = [
+        f"#{entry.id} {entry.state}{f': {entry.reason}' if entry.reason else ''}",
+        f"assignment    {entry.assignment}",
+        f"contributors  {entry.names}",
+        f"submitted     {_when(entry.submitted)} UTC",
+        *(f"source        {source}" for source in entry.sources),
+        *(f"warning       {warning}" for warning in entry.warnings),
+    ]
     if entry.score is not None:
         lines.append(f"score         {entry.score:.2f} s")
     for key in ("dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
         if key in entry.result:
             lines.append(f"{key:13} {entry.result[key]}")
-    lines += [f"constraint    {name}: {value} (limit {limit}){'' if passed else ' FAIL'}"
-              for name, value, limit, passed in entry.result.get("constraints", ())]
+    lines += [
+        f"constraint    {name}: {value} (limit {limit}){'' if passed else ' FAIL'}"
+        for name, value, limit, passed in entry.result.get("constraints", ())
+    ]
     for run in entry.result.get("runs", ()):
-        accuracies = ", ".join(f"{accuracy:.2%} ({seconds:.2f} s)"
-                               for accuracy, seconds in zip(run["accuracies"], run["epoch_seconds"], strict=True)) or "none"
-        lines += ["", f"seed {run['seed']}: stopped by {run['stopped_by']} after {run['seconds']:.2f} s"
-                      f"{': ' + run['reason'] if run['reason'] else ''}",
-                  f"  accuracy after each epoch: {accuracies}",
-                  f"  before the clock: import {run['import_seconds']:.2f} s, __init__ {run['init_seconds']:.2f} s, optimizer "
-                  f"{run['optimizer_seconds']:.2f} s", *(f"  | {line}" for line in run["log"].splitlines())]
+        accuracies = (
+            ", ".join(
+                f"{accuracy:.2%} ({seconds:.2f} s)"
+                for accuracy, seconds in zip(run["accuracies"], run["epoch_seconds"], strict=True)
+            )
+            or "none"
+        )
+        lines += [
+            "",
+            f"seed {run['seed']}: stopped by {run['stopped_by']} after {run['seconds']:.2f} s"
+            f"{': ' + run['reason'] if run['reason'] else ''}",
+            f"  accuracy after each epoch: {accuracies}",
+            f"  before the clock: import {run['import_seconds']:.2f} s, __init__ {run['init_seconds']:.2f} s, optimizer "
+            f"{run['optimizer_seconds']:.2f} s",
+            *(f"  | {line}" for line in run["log"].splitlines()),
+        ]
     return "\n".join(lines)
 
 
@@ -166,12 +210,20 @@ def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """The leaderboard as one page that loads nothing, every value escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     hardware = [entry.result["hardware"] for entry in entries if entry.state == "graded"]
     return environment.get_template("leaderboard.html.jinja").render(
-        headings=list(COLUMNS), rows=[[text(row) for text in COLUMNS.values()] for row in rows], summary=summary(entries),
-        hardware="; ".join(dict.fromkeys(f"{machine['processor']}, {machine['cores']} cores" for machine in hardware)))
+        headings=list(COLUMNS),
+        rows=[[text(row) for text in COLUMNS.values()] for row in rows],
+        summary=summary(entries),
+        hardware="; ".join(dict.fromkeys(f"{machine['processor']}, {machine['cores']} cores" for machine in hardware)),
+    )
 
 
 def _aligned(rows: list[list[str]]) -> str:

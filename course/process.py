@@ -1,4 +1,5 @@
 """A submission's process seen from the grader: its messages, its output, what it uses, and its end with all that it started."""
+
 from __future__ import annotations
 
 import array
@@ -49,8 +50,14 @@ class Limits:
     def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
         """For inside.confine, for a submission that may run for about so many seconds, as a user of its own or the grader's."""
         threads = 256 + (0 if own_user else _threads_of_user())  # the kernel may count all that the user runs
-        return {"RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600, "RLIMIT_DATA": self.memory, "RLIMIT_FSIZE": 256_000_000,
-                "RLIMIT_NOFILE": 1024, "RLIMIT_NPROC": threads, "RLIMIT_CORE": 0}
+        return {
+            "RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600,
+            "RLIMIT_DATA": self.memory,
+            "RLIMIT_FSIZE": 256_000_000,
+            "RLIMIT_NOFILE": 1024,
+            "RLIMIT_NPROC": threads,
+            "RLIMIT_CORE": 0,
+        }
 
 
 class Process:
@@ -64,8 +71,15 @@ class Process:
         start_options: more for `Sandbox.start`.
     """
 
-    def __init__(self, sandbox: Sandbox, work: Path, arguments: Callable[[int], Sequence[str]], limits: Limits,
-                 on_tick: Callable[[], None], **start_options: Any) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        work: Path,
+        arguments: Callable[[int], Sequence[str]],
+        limits: Limits,
+        on_tick: Callable[[], None],
+        **start_options: Any,
+    ) -> None:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
         self.begin("starting", float("inf"))
         self.inbox, self.room = bytearray(), 0
@@ -163,7 +177,7 @@ class Process:
         self.printed += len(data)
         room = HEAD - len(self.head)
         self.head += data[:room]
-        self.tail = (self.tail + data[max(room, 0):])[-TAIL:]
+        self.tail = (self.tail + data[max(room, 0) :])[-TAIL:]
         if self.printed > self.limits.output:
             raise Failure(f"it printed more than {self.limits.output / 1e6:g} MB while {self.doing}")
 
@@ -259,8 +273,10 @@ class Process:
 
 def printable(text: str, longest: int = 300, lines: bool = False) -> str:
     """`text` without what could command a terminal, on one line unless `lines`, cut to so many characters."""
-    kept = "".join(c if c.isprintable() or (lines and c in "\n\t") else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
-                   for c in text.replace("\r\n", "\n").replace("\r", "\n"))
+    kept = "".join(
+        c if c.isprintable() or (lines and c in "\n\t") else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for c in text.replace("\r\n", "\n").replace("\r", "\n")
+    )
     kept = kept if lines else " ".join(kept.split())
     return kept if len(kept) <= longest else kept[: longest - 1] + "…"
 
@@ -285,8 +301,11 @@ def _is_alive(pid: int) -> bool:
 
 def _descendants(ancestor: int) -> set[int]:
     """The live processes that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
-    parents = {int(name): int(fields[1]) for name in os.listdir("/proc")
-               if name.isdigit() and (fields := _stat(name)) and fields[0] not in "ZX"}
+    parents = {
+        int(name): int(fields[1])
+        for name in os.listdir("/proc")
+        if name.isdigit() and (fields := _stat(name)) and fields[0] not in "ZX"
+    }
     found, new = set(), {ancestor} & set(parents)
     while new:
         found |= new

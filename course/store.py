@@ -5,6 +5,7 @@
 Every change of state is one transaction. A grader holds a lock on one byte of FILE.lock for the submission that it runs; the kernel
 drops it when that process ends, however it ends, and a running submission whose byte is free is queued again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -114,17 +115,31 @@ class Store:
     def add(self, submission: Submission) -> tuple[int, list[int]]:
         """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled."""
         pennkeys = json.dumps(sorted(pennkey for _, pennkey in submission.contributors))
-        values = (submission.assignment, json.dumps(submission.contributors), pennkeys, json.dumps(submission.sources),
-                  json.dumps(submission.warnings), json.dumps({name: data.decode() for name, data in submission.files.items()}),
-                  time.time())
+        values = (
+            submission.assignment,
+            json.dumps(submission.contributors),
+            pennkeys,
+            json.dumps(submission.sources),
+            json.dumps(submission.warnings),
+            json.dumps({name: data.decode() for name, data in submission.files.items()}),
+            time.time(),
+        )
         with self._transaction():
-            cancelled = [row[0] for row in self.database.execute(
-                "SELECT id FROM submissions WHERE pennkeys = ? AND state IN ('queued', 'running') ORDER BY id", (pennkeys,))]
-            self.database.executemany("UPDATE submissions SET state = 'cancelled', finished = ? WHERE id = ?",
-                                      [(time.time(), number) for number in cancelled])
+            cancelled = [
+                row[0]
+                for row in self.database.execute(
+                    "SELECT id FROM submissions WHERE pennkeys = ? AND state IN ('queued', 'running') ORDER BY id", (pennkeys,)
+                )
+            ]
+            self.database.executemany(
+                "UPDATE submissions SET state = 'cancelled', finished = ? WHERE id = ?",
+                [(time.time(), number) for number in cancelled],
+            )
             number = self.database.execute(
                 "INSERT INTO submissions (assignment, contributors, pennkeys, sources, warnings, files, submitted) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
+            ).lastrowid
         return number, cancelled
 
     def take(self) -> tuple[Entry, dict[str, bytes]] | None:
@@ -147,8 +162,11 @@ class Store:
 
     def finish(self, number: int, state: str, reason: str, score: float | None, result: dict[str, Any]) -> bool:
         """Write what came of a submission that this process took; False where it was cancelled meanwhile."""
-        return self._leave(number, "state = ?, reason = ?, score = ?, result = ?, finished = ?",
-                           (state, reason, score, json.dumps(result), time.time()))
+        return self._leave(
+            number,
+            "state = ?, reason = ?, score = ?, result = ?, finished = ?",
+            (state, reason, score, json.dumps(result), time.time()),
+        )
 
     def give_back(self, number: int) -> None:
         """Queue a submission that this process took and could not finish."""
@@ -173,8 +191,9 @@ class Store:
 
     def _leave(self, number: int, change: str, values: tuple) -> bool:
         with self._transaction():
-            changed = self.database.execute(f"UPDATE submissions SET {change} WHERE id = ? AND state = 'running'",
-                                            (*values, number)).rowcount
+            changed = self.database.execute(
+                f"UPDATE submissions SET {change} WHERE id = ? AND state = 'running'", (*values, number)
+            ).rowcount
         self.mine.discard(number)
         fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, number)
         return bool(changed)
@@ -210,5 +229,17 @@ class Store:
 
 def _entry(row: tuple) -> Entry:
     number, state, reason, assignment, contributors, sources, remarks, submitted, started, finished, score, result = row
-    return Entry(number, state, reason, assignment, [tuple(person) for person in json.loads(contributors)], json.loads(sources),
-                 json.loads(remarks), submitted, started, finished, score, json.loads(result) if result else {})
+    return Entry(
+        number,
+        state,
+        reason,
+        assignment,
+        [tuple(person) for person in json.loads(contributors)],
+        json.loads(sources),
+        json.loads(remarks),
+        submitted,
+        started,
+        finished,
+        score,
+        json.loads(result) if result else {},
+    )

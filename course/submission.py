@@ -1,4 +1,5 @@
 """What a submission is: model.py, config.py and submission.json in a folder, read and checked without running any of it."""
+
 from __future__ import annotations
 
 import ast
@@ -17,9 +18,33 @@ FILES = ("model.py", "config.py", "submission.json")  # nothing else of the fold
 MAX_BYTES = 1_000_000  # of one file
 MAX_TEXT = 200  # characters of a name
 # What templates have where a student is to write; compared in lower case, without brackets, _ and -.
-PLACEHOLDERS = {"name", "first last", "firstname lastname", "full name", "john doe", "jane doe", "student", "student name",
-                "pennkey", "penn key", "pennkey1", "pennkey2", "id", "assignment", "assignment name", "source", "source 1",
-                "todo", "tbd", "fixme", "xxx", "placeholder", "changeme", "example", "..."}
+PLACEHOLDERS = {
+    "name",
+    "first last",
+    "firstname lastname",
+    "full name",
+    "john doe",
+    "jane doe",
+    "student",
+    "student name",
+    "pennkey",
+    "penn key",
+    "pennkey1",
+    "pennkey2",
+    "id",
+    "assignment",
+    "assignment name",
+    "source",
+    "source 1",
+    "todo",
+    "tbd",
+    "fixme",
+    "xxx",
+    "placeholder",
+    "changeme",
+    "example",
+    "...",
+}
 PLACEHOLDER_WORDS = re.compile(r"\b(your|todo|replace me|fill in|insert|goes here|placeholder)\b")
 
 
@@ -63,8 +88,9 @@ def _read_file(folder: Path, name: str) -> bytes:
     if not folder.is_dir():
         if not folder.exists():
             raise InputError("there is no such folder")
-        raise InputError("it is a zip archive: unpack it and submit the folder" if zipfile.is_zipfile(folder) else
-                         "it is not a folder")
+        raise InputError(
+            "it is a zip archive: unpack it and submit the folder" if zipfile.is_zipfile(folder) else "it is not a folder"
+        )
     path = folder / name
     try:
         if not path.resolve(strict=True).is_relative_to(folder.resolve()):
@@ -104,15 +130,19 @@ def _check_json(data: bytes) -> tuple[str, tuple[tuple[str, str], ...], tuple[st
         raise InputError("contributors in submission.json must be a list of objects with name and pennkey, at least one")
     contributors = tuple(
         (_text(person.get("name"), f"name of contributor {i}"), _text(person.get("pennkey"), f"pennkey of contributor {i}").lower())
-        for i, person in enumerate(people, 1))
+        for i, person in enumerate(people, 1)
+    )
     if len({pennkey for _, pennkey in contributors}) < len(contributors):
         raise InputError("contributors in submission.json has the same pennkey twice")
     sources = value["sources"]
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not sources:
-        raise InputError("sources in submission.json must be a list of texts, at least one (\"none\" where there is none)")
-    return (_text(value["assignment_name"], "assignment_name"), contributors,
-            tuple(_text(source, "each of the sources", 2000) for source in sources))
+        raise InputError('sources in submission.json must be a list of texts, at least one ("none" where there is none)')
+    return (
+        _text(value["assignment_name"], "assignment_name"),
+        contributors,
+        tuple(_text(source, "each of the sources", 2000) for source in sources),
+    )
 
 
 def _text(value: Any, what: str, longest: int = MAX_TEXT) -> str:
@@ -155,8 +185,10 @@ def _check_model(tree: ast.Module) -> Iterator[str]:
     required |= {argument.arg for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if not default}
     wanted = {"num_channels", "num_classes"}
     if not (wanted <= by_keyword or init.args.kwarg) or not required <= wanted & by_keyword:
-        raise InputError(f"model.py line {init.lineno}: Model is built as Model(num_channels=.., num_classes=..), which its "
-                         "__init__ does not take")
+        raise InputError(
+            f"model.py line {init.lineno}: Model is built as Model(num_channels=.., num_classes=..), which its "
+            "__init__ does not take"
+        )
     if len(forward.args.posonlyargs + forward.args.args) < 2 and not forward.args.vararg:
         raise InputError(f"model.py line {forward.lineno}: forward must take a batch of images")
     for name, method in methods.items():
@@ -198,9 +230,16 @@ def _check_imports(tree: ast.Module, name: str, folder: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             raise InputError(f"{name} line {node.lineno} has a relative import: write `from model import ...`")
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-            [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for module in {module.partition(".")[0] for module in modules} - {"model", "config"}:
             if (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file():
-                raise InputError(f"{name} line {node.lineno} imports {module} from beside it, but of a submission only model.py "
-                                 "and config.py are graded: move it into them")
+                raise InputError(
+                    f"{name} line {node.lineno} imports {module} from beside it, but of a submission only model.py "
+                    "and config.py are graded: move it into them"
+                )

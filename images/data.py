@@ -1,4 +1,5 @@
 """A data set's name -> images in memory -> batches on the device."""
+
 from __future__ import annotations
 
 import difflib
@@ -24,8 +25,19 @@ from images.sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratifie
 if TYPE_CHECKING:
     from transform import BatchAugmentation
 
-__all__ = ["AugmentedBatches", "ImageDataset", "Split", "VectorisedBatches", "balanced_subset", "has_cifar10", "load",
-           "normalise", "resolve_auto", "statistics", "stratified_split"]
+__all__ = [
+    "AugmentedBatches",
+    "ImageDataset",
+    "Split",
+    "VectorisedBatches",
+    "balanced_subset",
+    "has_cifar10",
+    "load",
+    "normalise",
+    "resolve_auto",
+    "statistics",
+    "stratified_split",
+]
 
 
 def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
@@ -41,8 +53,10 @@ def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
         return load_npz(Path(path))
     if name not in PUBLIC:
         close = difflib.get_close_matches(name, PUBLIC, 1)
-        raise InputError(f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: there are "
-                         f"{', '.join(PUBLIC)}, folder:PATH and npz:FILE")
+        raise InputError(
+            f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: there are "
+            f"{', '.join(PUBLIC)}, folder:PATH and npz:FILE"
+        )
     return PUBLIC[name](root)
 
 
@@ -52,8 +66,10 @@ def resolve_auto(name: str, root: Path) -> str:
         return name
     if has_cifar10(root):
         return "cifar10"
-    print(f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
-          file=sys.stderr)
+    print(
+        f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
+        file=sys.stderr,
+    )
     return "shapes"
 
 
@@ -134,12 +150,16 @@ class _Sampler:
     def __init__(self, count: int, batch_size: int, seed: int, shard: tuple[int, int], images_per_draw: int = 1) -> None:
         self.rank, processes = shard
         if batch_size > count:
-            raise InputError(f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
-                             "held-out ones; choose a smaller batch_size")
+            raise InputError(
+                f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
+                "held-out ones; choose a smaller batch_size"
+            )
         if batch_size % (images_per_draw * processes):
-            raise InputError(f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
-                             f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
-                             f"process{'' if processes == 1 else 'es'})")
+            raise InputError(
+                f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
+                f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
+                f"process{'' if processes == 1 else 'es'})"
+            )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.share = batch_size // processes
         self.steps_per_epoch = count // batch_size
@@ -161,8 +181,16 @@ class VectorisedBatches:
     of all ranks, one after the other, are the batch of a single process. Raises InputError where it cannot be divided so.
     """
 
-    def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int,
-                 device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        device: torch.device,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         self.sampler = _Sampler(len(split.labels), batch_size, seed, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.mean, self.std, self.device = mean, std, device
@@ -186,8 +214,19 @@ class AugmentedBatches:
     processes are forked, reads the images in place.
     """
 
-    def __init__(self, split: Split, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], strength: float,
-                 images_per_draw: int, seed: int, workers: int, device: torch.device, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        strength: float,
+        images_per_draw: int,
+        seed: int,
+        workers: int,
+        device: torch.device,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         from transform import BatchAugmentation
 
         if split.images.shape[3] > 4 and images_per_draw > 1:
@@ -199,12 +238,21 @@ class AugmentedBatches:
 
     def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
-        loader = torch.utils.data.DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers,
-                                             collate_fn=_as_it_is, generator=torch.Generator(),
-                                             worker_init_fn=_prepare_worker, prefetch_factor=4 if self.workers else None)
+        loader = torch.utils.data.DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+            worker_init_fn=_prepare_worker,
+            prefetch_factor=4 if self.workers else None,
+        )
         for pixels, targets in loader:
-            yield (normalise(torch.from_numpy(pixels).to(self.device), self.mean, self.std),
-                   torch.from_numpy(targets).to(self.device))
+            yield (
+                normalise(torch.from_numpy(pixels).to(self.device), self.mean, self.std),
+                torch.from_numpy(targets).to(self.device),
+            )
 
 
 class _AugmentedSteps(torch.utils.data.Dataset):

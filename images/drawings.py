@@ -1,4 +1,5 @@
 """Twenty drawings of the ten classes of CIFAR-10, two of each: something to predict where that data set is not."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -43,8 +44,10 @@ class _Canvas:
         around = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         turn = np.deg2rad(angle)
         across, down = width * np.cos(around), height * np.sin(around)
-        self.area(color, *zip(x + across * np.cos(turn) - down * np.sin(turn), y + across * np.sin(turn) + down * np.cos(turn),
-                              strict=True))
+        self.area(
+            color,
+            *zip(x + across * np.cos(turn) - down * np.sin(turn), y + across * np.sin(turn) + down * np.cos(turn), strict=True),
+        )
 
     def legs(self, color: Color, width: float, top: float, bottom: float, *places: float) -> None:
         for place in places:
@@ -198,9 +201,14 @@ def _truck(c: _Canvas, paint: Color, dark: Color) -> None:
 
 
 SKY, SEA_SKY, ROAD, MEADOW, FOREST, ROOM, POND = (
-    ((120, 170, 225), (190, 215, 240)), ((170, 195, 215), (205, 215, 222)), ((165, 175, 180), (105, 105, 108)),
-    ((150, 185, 215), (95, 135, 60)), ((60, 85, 45), (105, 120, 60)), ((165, 140, 115), (120, 95, 75)),
-    ((85, 75, 50), (70, 95, 55)))
+    ((120, 170, 225), (190, 215, 240)),
+    ((170, 195, 215), (205, 215, 222)),
+    ((165, 175, 180), (105, 105, 108)),
+    ((150, 185, 215), (95, 135, 60)),
+    ((60, 85, 45), (105, 120, 60)),
+    ((165, 140, 115), (120, 95, 75)),
+    ((85, 75, 50), (70, 95, 55)),
+)
 # For each class: how it is drawn; the background, paint and dark paint of each drawing.
 _SUBJECTS: tuple[tuple[Callable[[_Canvas, Color, Color], None], tuple, tuple], ...] = (
     (_airplane, (SKY, (238, 240, 243), (165, 172, 182)), (SEA_SKY, (205, 208, 214), (90, 105, 140))),

@@ -1,4 +1,5 @@
 """Images of the user's own: single files, folders of classes, .npz arrays, each fault named in one line."""
+
 from __future__ import annotations
 
 import sys
@@ -111,8 +112,11 @@ def _read_classes(folder: Path, classes: tuple[str, ...], side: int, skip_unread
         if label not in labels:
             raise InputError(f"{folder / name} has no readable image: none of its {len(paths)} files can be read")
     if unreadable:
-        print(f"note: {len(unreadable)} of {len(images) + len(unreadable)} files in {folder} are not readable images and are left "
-              f"out: {', '.join(unreadable)}", file=sys.stderr)
+        print(
+            f"note: {len(unreadable)} of {len(images) + len(unreadable)} files in {folder} are not readable images and are left "
+            f"out: {', '.join(unreadable)}",
+            file=sys.stderr,
+        )
     if changed:
         print(f"note: {changed} of {len(images)} images in {folder} were brought to {side}x{side} RGB", file=sys.stderr)
     return Split(np.stack(images), np.array(labels, np.int64))

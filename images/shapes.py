@@ -4,6 +4,7 @@ Each image is a textured ground with stray strokes, one filled and textured shap
 that is lighter or darker than the ground, strokes that may cross it, and noise. Difficulty is set so that a linear classifier on
 the pixels learns little and `Net` needs about as many images as on CIFAR-10.
 """
+
 import cv2
 import numpy as np
 
@@ -33,8 +34,10 @@ def _outlines() -> list[list[np.ndarray]]:
         "square": [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.8],
         "triangle": [_arc(0, 360, 1.15)[[0, 8, 16]]],
         "star": [star_radii * np.concatenate([np.cos(star_angles), np.sin(star_angles)], axis=1)],
-        "cross": [np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1],
-                            [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]) / 3.0],
+        "cross": [
+            np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]])
+            / 3.0
+        ],
         "ring": [_arc(0, 360, 1.0), _arc(0, 360, 0.55)],
         "crescent": [np.concatenate([_arc(50, 310, 1.0), _arc(290, 70, 0.82, (0.37, 0.0))])],
         "arrow": [np.array([[-1.1, -0.28], [0.1, -0.28], [0.1, -0.85], [1.1, 0], [0.1, 0.85], [0.1, 0.28], [-1.1, 0.28]])],

@@ -2,6 +2,7 @@
 
 Files of public sets are read here once they are there; torchvision, whose import alone takes longer than that, downloads them.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -65,8 +66,10 @@ def stratified_split(split: Split, held_out: int, seed: int) -> tuple[Split, Spl
     """
     classes, counts = np.unique(split.labels, return_counts=True)
     if held_out < len(classes) or held_out > len(split.labels) - len(classes):
-        raise InputError(f"{held_out} of {len(split.labels)} images cannot be held out: with {len(classes)} classes it must be "
-                         f"from {len(classes)} to {len(split.labels) - len(classes)}")
+        raise InputError(
+            f"{held_out} of {len(split.labels)} images cannot be held out: with {len(classes)} classes it must be "
+            f"from {len(classes)} to {len(split.labels) - len(classes)}"
+        )
     # Each class gives its share rounded down; the classes that lose most by that give one more.
     shares = counts * held_out / len(split.labels)
     quotas = shares.astype(int)
@@ -117,8 +120,9 @@ def cifar100(root: Path) -> ImageDataset:
     return _cifar("cifar100", "CIFAR100", root, "cifar-100-python", CIFAR100_FILES, b"fine_labels", b"fine_label_names")
 
 
-def _cifar(name: str, torchvision_name: str, root: Path, folder: str, md5: dict[str, str], label_key: bytes,
-           names_key: bytes) -> ImageDataset:
+def _cifar(
+    name: str, torchvision_name: str, root: Path, folder: str, md5: dict[str, str], label_key: bytes, names_key: bytes
+) -> ImageDataset:
     _download_missing(torchvision_name, root, root / folder, list(md5))
 
     def read(file: str) -> dict[bytes, object]:
@@ -127,8 +131,7 @@ def _cifar(name: str, torchvision_name: str, root: Path, folder: str, md5: dict[
     meta, *files = md5
     classes = tuple(text.decode() for text in read(meta)[names_key])
     with ThreadPoolExecutor(2) as pool:  # hashing and reading leave the interpreter free
-        parts = [Split(part[b"data"].reshape(-1, 3, 32, 32), np.array(part[label_key], np.int64))
-                 for part in pool.map(read, files)]
+        parts = [Split(part[b"data"].reshape(-1, 3, 32, 32), np.array(part[label_key], np.int64)) for part in pool.map(read, files)]
     return ImageDataset(name, _interleaved(parts[:-1]), _interleaved(parts[-1:]), classes)
 
 
@@ -152,8 +155,13 @@ def mnist(root: Path) -> ImageDataset:
 
 def fashion_mnist(root: Path) -> ImageDataset:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey pictures of clothes of 28x28 pixels, 10 classes."""
-    return _mnist("fashion_mnist", "FashionMNIST", root, FASHION_MNIST_FILES, (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"))
+    return _mnist(
+        "fashion_mnist",
+        "FashionMNIST",
+        root,
+        FASHION_MNIST_FILES,
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
 
 
 def _mnist(name: str, torchvision_name: str, root: Path, md5: dict[str, str], classes: tuple[str, ...]) -> ImageDataset:
@@ -161,10 +169,15 @@ def _mnist(name: str, torchvision_name: str, root: Path, md5: dict[str, str], cl
     _download_missing(torchvision_name, root, folder, list(md5))
     files = [_read_checked(folder / file, md5[file]) for file in md5]
     contents = [gzip.decompress(data) if file.endswith(".gz") else data for file, data in zip(md5, files, strict=True)]
-    train_x, train_y, test_x, test_y = (np.frombuffer(data, np.uint8, offset=16 if i % 2 == 0 else 8)
-                                        for i, data in enumerate(contents))
-    return ImageDataset(name, Split(train_x.reshape(-1, 28, 28, 1).copy(), train_y.astype(np.int64)),
-                        Split(test_x.reshape(-1, 28, 28, 1).copy(), test_y.astype(np.int64)), classes)
+    train_x, train_y, test_x, test_y = (
+        np.frombuffer(data, np.uint8, offset=16 if i % 2 == 0 else 8) for i, data in enumerate(contents)
+    )
+    return ImageDataset(
+        name,
+        Split(train_x.reshape(-1, 28, 28, 1).copy(), train_y.astype(np.int64)),
+        Split(test_x.reshape(-1, 28, 28, 1).copy(), test_y.astype(np.int64)),
+        classes,
+    )
 
 
 def _read_checked(path: Path, md5: str) -> bytes:
@@ -188,8 +201,10 @@ def _download_missing(torchvision_name: str, root: Path, folder: Path, files: li
         with contextlib.redirect_stdout(sys.stderr):
             getattr(torchvision.datasets, torchvision_name)(root, download=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{torchvision_name} is not in {root} and cannot be downloaded ({str(error).splitlines()[0]}): "
-                         f"put its files in {folder}, or choose another data set (shapes and digits need no download)") from error
+        raise InputError(
+            f"{torchvision_name} is not in {root} and cannot be downloaded ({str(error).splitlines()[0]}): "
+            f"put its files in {folder}, or choose another data set (shapes and digits need no download)"
+        ) from error
 
 
 def digits(root: Path) -> ImageDataset:
@@ -204,8 +219,9 @@ def digits(root: Path) -> ImageDataset:
     bunch = load_digits()
     small = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in small])
-    train_x, test_x, train_y, test_y = train_test_split(images[..., np.newaxis], bunch.target.astype(np.int64), test_size=0.2,
-                                                        stratify=bunch.target, random_state=0)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images[..., np.newaxis], bunch.target.astype(np.int64), test_size=0.2, stratify=bunch.target, random_state=0
+    )
     return ImageDataset("digits", Split(train_x, train_y), Split(test_x, test_y), tuple("0123456789"))
 
 
@@ -226,4 +242,10 @@ def shapes(root: Path) -> ImageDataset:
 
 
 PUBLIC: dict[str, Callable[[Path], ImageDataset]] = {
-    "cifar10": cifar10, "cifar100": cifar100, "mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "shapes": shapes}
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "digits": digits,
+    "shapes": shapes,
+}

@@ -1,4 +1,5 @@
 """The course's experiments, each one command: `python main.py lab NAME --help`."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -3,6 +3,7 @@
 `conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python main.py lab conv2d`
 shows the difference on the homework's case and the cost on the shapes of the presets' networks; `--conv by-hand` trains with it.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,17 +51,19 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
-        y = joined([correlate(part, weight, geometry) for part, in in_parts(geometry, x.shape[1], x)])
+        y = joined([correlate(part, weight, geometry) for (part,) in in_parts(geometry, x.shape[1], x)])
         return y if bias is None else y.add_(bias[:, None, None])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias, _ = ctx.needs_input_grad
-        return (_InputGradient.apply(grad, weight, ctx.geometry) if by_x else None,
-                _WeightGradient.apply(grad, x, ctx.geometry) if by_weight else None,
-                grad.sum((0, 2, 3)) if by_bias else None,
-                None)
+        return (
+            _InputGradient.apply(grad, weight, ctx.geometry) if by_x else None,
+            _WeightGradient.apply(grad, x, ctx.geometry) if by_weight else None,
+            grad.sum((0, 2, 3)) if by_bias else None,
+            None,
+        )
 
 
 class _InputGradient(Function):
@@ -71,14 +74,16 @@ class _InputGradient(Function):
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
         channels = weight.shape[1] * geometry.groups
-        return joined([gradient_of_input(part, weight, geometry) for part, in in_parts(geometry, channels, grad)])
+        return joined([gradient_of_input(part, weight, geometry) for (part,) in in_parts(geometry, channels, grad)])
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, weight = ctx.saved_tensors
-        return (_Convolution.apply(v, weight, None, ctx.geometry) if ctx.needs_input_grad[0] else None,
-                _WeightGradient.apply(grad, v, ctx.geometry) if ctx.needs_input_grad[1] else None,
-                None)
+        return (
+            _Convolution.apply(v, weight, None, ctx.geometry) if ctx.needs_input_grad[0] else None,
+            _WeightGradient.apply(grad, v, ctx.geometry) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 class _WeightGradient(Function):
@@ -94,9 +99,11 @@ class _WeightGradient(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, x = ctx.saved_tensors
-        return (_Convolution.apply(x, v, None, ctx.geometry) if ctx.needs_input_grad[0] else None,
-                _InputGradient.apply(grad, v, ctx.geometry) if ctx.needs_input_grad[1] else None,
-                None)
+        return (
+            _Convolution.apply(x, v, None, ctx.geometry) if ctx.needs_input_grad[0] else None,
+            _InputGradient.apply(grad, v, ctx.geometry) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 def _pair(value: int | Sequence[int], name: str) -> Pair:
@@ -159,8 +166,10 @@ def conv2d(
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = (t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-                               for t in (input, weight, bias))
+        input, weight, bias = (
+            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in (input, weight, bias)
+        )
     if padding == "same":
         _demand(stride == (1, 1), "padding='same' needs stride 1")
         padding = _same_padding(weight.shape[2:], dilation)
@@ -184,12 +193,16 @@ def _demand_that_it_fits(input: Tensor, weight: Tensor, bias: Tensor | None, geo
     _demand(min(geometry.kernel) > 0, f"the kernel must be at least 1x1, not {geometry.kernel}")
     _demand(min(geometry.size) > 0, f"the input must be at least 1x1, not {geometry.size}")
     _demand(count >= groups and count % groups == 0, f"weight has {count} output channels, no multiple of groups={groups}")
-    _demand(input.shape[1] == weight.shape[1] * groups,
-            f"input has {input.shape[1]} channels, weight and groups={groups} want {weight.shape[1] * groups}")
+    _demand(
+        input.shape[1] == weight.shape[1] * groups,
+        f"input has {input.shape[1]} channels, weight and groups={groups} want {weight.shape[1] * groups}",
+    )
     _demand(bias is None or bias.shape == (count,), f"bias must be of the shape ({count},), as weight has {count} output channels")
     _demand(all(t is None or t.dtype == input.dtype for t in (weight, bias)), "input, weight and bias must be of one dtype")
-    _demand(min(geometry.output_size) > 0, f"the kernel {geometry.kernel} with dilation {geometry.dilation} is larger than the "
-                                           f"padded input {geometry.padded_size}")
+    _demand(
+        min(geometry.output_size) > 0,
+        f"the kernel {geometry.kernel} with dilation {geometry.dilation} is larger than the padded input {geometry.padded_size}",
+    )
 
 
 class Conv2d(nn.Module):
@@ -221,15 +234,18 @@ class Conv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kernel_size, stride, dilation = (tuple(value) if isinstance(value, Sequence) and not isinstance(value, str)
-                                         else (value, value) for value in (kernel_size, stride, dilation))
+        kernel_size, stride, dilation = (
+            tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+            for value in (kernel_size, stride, dilation)
+        )
         if not isinstance(padding, str):
             padding = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
         elif padding not in ("same", "valid"):
             raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
         if groups <= 0 or in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups must be a positive divisor of in_channels={in_channels} and out_channels={out_channels}, "
-                             f"not {groups}")
+            raise ValueError(
+                f"groups must be a positive divisor of in_channels={in_channels} and out_channels={out_channels}, not {groups}"
+            )
         if padding == "same" and any(step != 1 for step in stride):
             raise ValueError(f"padding='same' needs stride 1, not {stride}")
         if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
@@ -254,15 +270,20 @@ class Conv2d(nn.Module):
         """(N, in_channels, H, W) or (in_channels, H, W) -> the same with out_channels and the size `conv2d` states."""
         padding = self.padding
         if self.padding_mode != "zeros" and padding != "valid":
-            around = (_same_padding(self.kernel_size, self.dilation) if padding == "same"
-                      else [pixels for pixels in reversed(padding) for _ in range(2)])
+            around = (
+                _same_padding(self.kernel_size, self.dilation)
+                if padding == "same"
+                else [pixels for pixels in reversed(padding) for _ in range(2)]
+            )
             input, padding = F.pad(input, around, self.padding_mode), 0
         return conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-                f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
-                f"padding_mode={self.padding_mode}")
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
+            f"padding_mode={self.padding_mode}"
+        )
 
 
 class ByHand(TorchFunctionMode):

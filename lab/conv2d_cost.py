@@ -1,4 +1,5 @@
 """What the convolution by hand costs against torch's, on the shapes of the presets' own networks; the page docs/conv2d.md."""
+
 from __future__ import annotations
 
 import time
@@ -36,9 +37,18 @@ def _convolutions_of_the_presets() -> dict[tuple, list[str]]:
     """(in, out, kernel, stride, padding, dilation, groups, (H, W) of the input) -> presets, for 32x32 RGB images."""
     found: dict[tuple, list[str]] = {}
     for name, preset in PRESETS.items():
+
         def note(module: nn.Conv2d, inputs: tuple[Tensor], name: str = name) -> None:
-            key = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation,
-                   module.groups, tuple(inputs[0].shape[2:]))
+            key = (
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                tuple(inputs[0].shape[2:]),
+            )
             if name not in found.setdefault(key, []):
                 found[key].append(name)
 
@@ -69,6 +79,7 @@ def costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = torch.fl
 
     Forward and backward to weight and input, the stem's to the weight alone: images need no gradient.
     """
+
     def there_and_back(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             y = convolve(x, weight, None, *arguments)
@@ -76,13 +87,20 @@ def costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = torch.fl
 
     rows = []
     for (c_in, c_out, kernel, stride, padding, dilation, groups, size), presets in _convolutions_of_the_presets().items():
-        x, weight = (torch.randn(*shape, dtype=d).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
-                     for shape, needs_grad, d in (((batch_size, c_in, *size), c_in != 3, dtype),
-                                                  ((c_out, c_in // groups, *kernel), True, torch.float32)))
+        x, weight = (
+            torch.randn(*shape, dtype=d).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
+            for shape, needs_grad, d in (
+                ((batch_size, c_in, *size), c_in != 3, dtype),
+                ((c_out, c_in // groups, *kernel), True, torch.float32),
+            )
+        )
         arguments = (x, weight, stride, padding, dilation, groups)
         shape = f"{c_in}->{c_out} {kernel[0]}x{kernel[1]} at {size[0]}x{size[1]}"
-        shape += "".join(f", {name} {value}" for name, value in (("stride", stride[0]), ("padding", padding[0]),
-                                                                  ("dilation", dilation[0]), ("groups", groups)) if value > 1)
+        shape += "".join(
+            f", {name} {value}"
+            for name, value in (("stride", stride[0]), ("padding", padding[0]), ("dilation", dilation[0]), ("groups", groups))
+            if value > 1
+        )
         times = _least_ms([lambda a=arguments, f=f: there_and_back(f, *a) for f in (F.conv2d, conv2d)], repeats)
         rows.append(Cost(shape, ", ".join(presets), *times))
     return rows
@@ -111,8 +129,10 @@ def network_costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = 
 
 def table(by_dtype: dict[str, list[Cost]]) -> str:
     """A Markdown table of the same shapes' costs, by the name of the precision."""
-    lines = ["| forward and backward | presets |" + "".join(f" {name}: torch | own | own / torch |" for name in by_dtype),
-             "|---|---|" + "--:|--:|--:|" * len(by_dtype)]
+    lines = [
+        "| forward and backward | presets |" + "".join(f" {name}: torch | own | own / torch |" for name in by_dtype),
+        "|---|---|" + "--:|--:|--:|" * len(by_dtype),
+    ]
     for same in zip(*by_dtype.values(), strict=True):
         cells = "".join(f" {cost.torch_ms:.2f} ms | {cost.own_ms:.2f} ms | {cost.ratio:.1f} |" for cost in same)
         lines.append(f"| {same[0].shape} | {same[0].presets} |{cells}")
@@ -129,7 +149,8 @@ def in_words(by_dtype: dict[str, list[Cost]]) -> str:
         sentences.append(
             f"In {name} the convolutions of the sprint's network take {min(row.ratio for row in layers):.1f} to {worst.ratio:.1f} "
             f"times as long as torch's (the worst: {worst.shape}), the whole network {whole.ratio:.1f} times; over all presets the "
-            f"worst is {worst_of_all.ratio:.1f} ({worst_of_all.shape}).")
+            f"worst is {worst_of_all.ratio:.1f} ({worst_of_all.shape})."
+        )
     return " ".join(sentences)
 
 
@@ -139,8 +160,11 @@ def show(quick: bool, docs: bool) -> None:
     print(difference, flush=True)
     repeats = 1 if quick else 7
     native = resolve_precision("auto", torch.device("cpu"))
-    by_dtype = {name: costs(repeats=repeats, dtype=dtype) + network_costs(repeats=repeats, dtype=dtype)
-                for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)) if dtype in (torch.float32, native)}
+    by_dtype = {
+        name: costs(repeats=repeats, dtype=dtype) + network_costs(repeats=repeats, dtype=dtype)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        if dtype in (torch.float32, native)
+    }
     text = f"{table(by_dtype)}\n\n{in_words(by_dtype)}"
     print(f"\nbatch of 128 images\n\n{text}")
     if docs:

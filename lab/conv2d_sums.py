@@ -1,4 +1,5 @@
 """The sums of the convolution by hand and of its gradients, on plain tensors; lab/conv2d.py derives them and puts them together."""
+
 from __future__ import annotations
 
 import math
@@ -32,8 +33,10 @@ class Geometry(NamedTuple):
 
     @property
     def output_size(self) -> Pair:
-        height, width = ((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation
-                         in zip(self.padded_size, self.kernel, self.stride, self.dilation, strict=True))
+        height, width = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, dilation in zip(self.padded_size, self.kernel, self.stride, self.dilation, strict=True)
+        )
         return height, width
 
 
@@ -42,8 +45,10 @@ def _windows(padded: Tensor, geometry: Geometry) -> Tensor:
     along_n, along_c, *along = padded.stride()
     between_windows = [stride * step for stride, step in zip(geometry.stride, along, strict=True)]
     within_a_window = [dilation * step for dilation, step in zip(geometry.dilation, along, strict=True)]
-    return padded.as_strided((len(padded), *geometry.output_size, *geometry.kernel, padded.shape[1]),
-                             (along_n, *between_windows, *within_a_window, along_c))
+    return padded.as_strided(
+        (len(padded), *geometry.output_size, *geometry.kernel, padded.shape[1]),
+        (along_n, *between_windows, *within_a_window, along_c),
+    )
 
 
 def _padded_windows(x: Tensor, geometry: Geometry) -> Tensor:
@@ -145,7 +150,7 @@ def gradient_of_input(grad: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         for i, j, pixels in _taps(windows):
             pixels += _from_pixel_rows(rows @ filters[..., i, j], geometry.output_size)
     left, _, top, _ = geometry.padding
-    result = result[:, :, top:top + geometry.size[0], left:left + geometry.size[1]]
+    result = result[:, :, top : top + geometry.size[0], left : left + geometry.size[1]]
     return _in_the_format_of(result.to(grad.dtype), grad, weight)
 
 

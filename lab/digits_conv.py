@@ -1,4 +1,5 @@
 """What does one convolution find in a few digits, and where do its sizes come from?"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -25,10 +26,17 @@ def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
     parts, outcomes = train_until_flat(options, dataset, folder, Grayscale1Convolution)
     part, outcome = parts[0], outcomes[0]
     page = begin_page("digits-conv", "One convolution on a few digits", __doc__, parts, outcomes)
-    page.sections.insert(0, ("The arithmetic of the sizes", [
-        Table(("layer", "arithmetic", "output", "parameters"), size_rows(outcome.model(part), dataset.image_size)),
-        "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, rounded down; "
-        "a pooling of k by k with stride k makes n / k, rounded down."]))
+    page.sections.insert(
+        0,
+        (
+            "The arithmetic of the sizes",
+            [
+                Table(("layer", "arithmetic", "output", "parameters"), size_rows(outcome.model(part), dataset.image_size)),
+                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, rounded down; "
+                "a pooling of k by k with stride k makes n / k, rounded down.",
+            ],
+        ),
+    )
     add_filters(page, part, outcome)
     add_layers(page, part, outcome)
     return page
@@ -44,13 +52,21 @@ def size_rows(model: Grayscale1Convolution, image_size: tuple[int, int]) -> list
     numbers = filters * pooled[0] * pooled[1]
     return [
         ("input", "", f"1 x {height} x {width}", "0"),
-        ("conv", f"({height} + 2*{p} - {k}) / {s} + 1 = {sides[0]}", f"{filters} x {sides[0]} x {sides[1]}",
-         f"{filters} x ({k} x {k} x 1 + 1) = {filters * (k * k + 1):,}"),
+        (
+            "conv",
+            f"({height} + 2*{p} - {k}) / {s} + 1 = {sides[0]}",
+            f"{filters} x {sides[0]} x {sides[1]}",
+            f"{filters} x ({k} x {k} x 1 + 1) = {filters * (k * k + 1):,}",
+        ),
         ("activation (ReLU)", "keeps the size", f"{filters} x {sides[0]} x {sides[1]}", "0"),
         ("pool", f"{sides[0]} / 2 = {pooled[0]}", f"{filters} x {pooled[0]} x {pooled[1]}", "0"),
         ("flatten", f"{filters} x {pooled[0]} x {pooled[1]} = {numbers:,}", f"{numbers:,}", "0"),
-        ("fc", f"{numbers:,} -> {fc.out_features}", str(fc.out_features),
-         f"{fc.out_features} x ({numbers:,} + 1) = {fc.out_features * (numbers + 1):,}"),
+        (
+            "fc",
+            f"{numbers:,} -> {fc.out_features}",
+            str(fc.out_features),
+            f"{fc.out_features} x ({numbers:,} + 1) = {fc.out_features * (numbers + 1):,}",
+        ),
     ]
 
 
@@ -61,16 +77,20 @@ def add_filters(page: Page, part: Part, outcome: Outcome) -> None:
     targets = torch.from_numpy(train.labels)
     rows, norms = {}, []
     for when, model in (("before", part.fresh_model().float()), ("after", outcome.model(part))):
-        gradient, = torch.autograd.grad(F.cross_entropy(model(inputs), targets), model.conv.weight)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), targets), model.conv.weight)
         rows[f"filters {when}"] = list(model.conv.weight.detach()[:, 0].numpy())
         rows[f"gradient {when}"] = list(gradient[:, 0].numpy())
         norms.append((f"{when} training", *(f"{norm:.2g}" for norm in gradient_norms(model, inputs, targets).values())))
     page.add(
         "Filters",
-        Figure("filters", image_grid(rows, [f"filter {i}" for i in range(len(rows["filters before"]))]),
-               f"The filters before and after training, and the gradient of the training loss for them, seed {part.config.seed}. "
-               "Each row has its own scale."),
-        Table(("norm of the gradient", "conv", "linear"), norms, "L2 norm over all weights of a layer, all training images."))
+        Figure(
+            "filters",
+            image_grid(rows, [f"filter {i}" for i in range(len(rows["filters before"]))]),
+            f"The filters before and after training, and the gradient of the training loss for them, seed {part.config.seed}. "
+            "Each row has its own scale.",
+        ),
+        Table(("norm of the gradient", "conv", "linear"), norms, "L2 norm over all weights of a layer, all training images."),
+    )
 
 
 def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
@@ -91,15 +111,27 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
             activations[f"{name}: {layer}"] = [_scaled(image[..., 0], maps), *maps[0].detach().numpy()]
             gradients[f"{name}: {layer}"] = [_scaled(back[0][0, 0].numpy(), slopes), *slopes[0].numpy()]
     sample = f"an image of each class from {whence}" + (
-        f", brought to the size of {dataset.name}'s" if whence != dataset.name else "'s test images")
-    page.add("Activations by layer", Figure(
-        "activations", image_grid(activations, ["image", *filters], signed=False),
-        f"What each filter makes of {sample}: after convolution and ReLU, and after pooling. The image is scaled to its row.",
-        shows_images))
-    page.add("Gradients by layer", Figure(
-        "gradients", image_grid(gradients, ["image", *filters]),
-        "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the ReLU, "
-        "and after pooling, through which only the largest of four numbers gets any.", shows_images))
+        f", brought to the size of {dataset.name}'s" if whence != dataset.name else "'s test images"
+    )
+    page.add(
+        "Activations by layer",
+        Figure(
+            "activations",
+            image_grid(activations, ["image", *filters], signed=False),
+            f"What each filter makes of {sample}: after convolution and ReLU, and after pooling. The image is scaled to its row.",
+            shows_images,
+        ),
+    )
+    page.add(
+        "Gradients by layer",
+        Figure(
+            "gradients",
+            image_grid(gradients, ["image", *filters]),
+            "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the ReLU, "
+            "and after pooling, through which only the largest of four numbers gets any.",
+            shows_images,
+        ),
+    )
 
 
 def _pictures(dataset: ImageDataset) -> tuple[np.ndarray, list[int], str]:

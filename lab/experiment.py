@@ -1,4 +1,5 @@
 """What the experiments share: their images, trainings that are kept, and statements that are computed from the numbers."""
+
 from __future__ import annotations
 
 import hashlib
@@ -19,16 +20,7 @@ from images.data import ImageDataset, Split, balanced_subset, stratified_split
 from learning.history import History
 from learning.inference import loss_and_accuracy
 from training import Trainer
-from utils import (
-    count_mult_adds,
-    count_parameters,
-    hardware,
-    load_weights,
-    save_weights,
-    seed_everything,
-    versions,
-    write_json,
-)
+from utils import count_mult_adds, count_parameters, hardware, load_weights, save_weights, seed_everything, versions, write_json
 
 VERSION = 1  # of what is kept of a training: raise it when that changes
 MAX_TRAIN_EVALUATED = 5000  # training images on which the accuracy after training is taken
@@ -70,8 +62,10 @@ def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | No
         counts, held_out = np.bincount(rest.labels), np.bincount(val.labels)
         for name, count, held in zip(labels, counts, held_out, strict=True):
             if not 1 <= per_class <= count:
-                raise InputError(f"{per_class} images of class '{name}' were asked for: {dataset.name} has {count + held} for "
-                                 f"training, of which {held} are held out and {count} left")
+                raise InputError(
+                    f"{per_class} images of class '{name}' were asked for: {dataset.name} has {count + held} for "
+                    f"training, of which {held} are held out and {count} left"
+                )
     train = balanced_subset(rest, {name: i for i, name in enumerate(labels)}, per_class, seed)
     test = balanced_subset(dataset.test, labels, None, seed=0)
     return Images(ImageDataset(dataset.name, train, test, tuple(labels)), val)
@@ -108,10 +102,17 @@ class Part:
         state = {name: digest(tensor.detach().cpu().contiguous().numpy().tobytes()) for name, tensor in model.state_dict().items()}
         splits = (self.images.dataset.train, self.images.val, self.images.dataset.test)
         known = {
-            "version": VERSION, "facts": self.facts, "config": asdict(self.config), "model": repr(model), "state": state,
+            "version": VERSION,
+            "facts": self.facts,
+            "config": asdict(self.config),
+            "model": repr(model),
+            "state": state,
             "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
             "images": [[digest(np.ascontiguousarray(array).data) for array in split] for split in splits],
-            "classes": self.images.dataset.classes, "hardware": hardware(), "versions": versions()}
+            "classes": self.images.dataset.classes,
+            "hardware": hardware(),
+            "versions": versions(),
+        }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -170,8 +171,9 @@ def run_parts(parts: Sequence[Part], folder: Path) -> list[Outcome]:
                 bar.update(before + parts[i].budget - bar.n)  # it may have stopped early
         except KeyboardInterrupt:
             kept = sum(_read(path, part) is not None for path, part in zip(paths, parts, strict=True))
-            raise KeyboardInterrupt(f"{kept} of {len(parts)} trainings are done and kept in {folder}: the same command goes on "
-                                    "with the others") from None
+            raise KeyboardInterrupt(
+                f"{kept} of {len(parts)} trainings are done and kept in {folder}: the same command goes on with the others"
+            ) from None
     return outcomes
 
 
@@ -191,10 +193,19 @@ def _train(part: Part, path: Path, bar: tqdm) -> Outcome:
     if weights:
         save_weights(weights, trainer.trained_model.state_dict(), trainer.card | {"facts": part.facts})
     outcome = Outcome(
-        part.facts, history, train_accuracy, test_loss, test_accuracy,
-        float(f1_score(dataset.test.labels, predictions, average="weighted", zero_division=0)), predictions.tolist(),
-        count_parameters(model), mult_adds, list(trainer.mean), list(trainer.std),
-        part.measure(trainer) if part.measure else {})
+        part.facts,
+        history,
+        train_accuracy,
+        test_loss,
+        test_accuracy,
+        float(f1_score(dataset.test.labels, predictions, average="weighted", zero_division=0)),
+        predictions.tolist(),
+        count_parameters(model),
+        mult_adds,
+        list(trainer.mean),
+        list(trainer.std),
+        part.measure(trainer) if part.measure else {},
+    )
     write_json(path, asdict(outcome))
     return replace(outcome, weights=weights)
 
@@ -243,11 +254,17 @@ def compare(first_name: str, first: Sequence[float], second_name: str, second: S
     """In one sentence, which of two is better in shares such as accuracy, or that no difference shows beyond the spread."""
     mean, half = difference(first, second)
     if np.isinf(half):
-        return (f"The {what} of {first_name} is {100 * abs(mean):.1f} points {'above' if mean >= 0 else 'below'} that of "
-                f"{second_name}; how much of that is chance, {len(first)} seed{'s do' if len(first) > 1 else ' does'} not tell.")
+        return (
+            f"The {what} of {first_name} is {100 * abs(mean):.1f} points {'above' if mean >= 0 else 'below'} that of "
+            f"{second_name}; how much of that is chance, {len(first)} seed{'s do' if len(first) > 1 else ' does'} not tell."
+        )
     interval = f"95% interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}, {len(first)} seeds"
     if abs(mean) <= half:
-        return (f"Between {first_name} and {second_name} there is no difference in {what} beyond the spread: {100 * mean:+.1f} "
-                f"points, {interval}.")
-    return (f"{first_name} is {'better' if mean > 0 else 'worse'} than {second_name} in {what} by {100 * abs(mean):.1f} points "
-            f"({interval}).")
+        return (
+            f"Between {first_name} and {second_name} there is no difference in {what} beyond the spread: {100 * mean:+.1f} "
+            f"points, {interval}."
+        )
+    return (
+        f"{first_name} is {'better' if mean > 0 else 'worse'} than {second_name} in {what} by {100 * abs(mean):.1f} points "
+        f"({interval})."
+    )

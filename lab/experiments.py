@@ -1,4 +1,5 @@
 """The commands of the experiments, each of which ends in one page: `python main.py lab NAME --help`."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Figures that several experiments need. Each takes plain data and returns a PNG file."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,14 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
         look = {"alpha": 1.0, "linewidth": 1.8} if i == 0 else {"alpha": 0.25, "linewidth": 1.0}
         for axes, names, factor in ((loss, ("train_loss", "val_loss"), 1), (accuracy, ("train_accuracy", "val_accuracy"), 100)):
             for name, label, number in zip(names, ("training", "held-out"), (0, 1), strict=True):
-                axes.plot(epochs, [factor * getattr(e, name) for e in history.evaluations], LINES[number], color=COLOURS[number],
-                          label=label if i == 0 else None, **look)
+                axes.plot(
+                    epochs,
+                    [factor * getattr(e, name) for e in history.evaluations],
+                    LINES[number],
+                    color=COLOURS[number],
+                    label=label if i == 0 else None,
+                    **look,
+                )
     loss.set(xlabel="epoch", ylabel="loss: cross-entropy (nats)", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     loss.legend(fontsize=9)
@@ -49,8 +56,9 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
     return png(figure, 110)
 
 
-def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Sequence[float], xlabel: str, ylabel: str,
-                       log: bool = False) -> bytes:
+def curves_with_spread(
+    series: Mapping[str, Sequence[Sequence[float]]], x: Sequence[float], xlabel: str, ylabel: str, log: bool = False
+) -> bytes:
     """The mean over runs of each series (runs, len(x)), and as a band its least and largest value."""
     figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
@@ -68,8 +76,13 @@ def curves_with_spread(series: Mapping[str, Sequence[Sequence[float]]], x: Seque
     return png(figure, 110)
 
 
-def points_with_spread(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], xlabel: str, ylabel: str,
-                       x_names: Mapping[int, str] | None = None, zero: bool = False) -> bytes:
+def points_with_spread(
+    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
+    xlabel: str,
+    ylabel: str,
+    x_names: Mapping[int, str] | None = None,
+    zero: bool = False,
+) -> bytes:
     """Mean and standard deviation of each series' values at each x (logarithmic), in titled panels; `zero` draws that line."""
     figure = new_figure(max(7.6, 3.7 * len(panels) + 0.4), 4.2)
     for axes, (title, series) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
@@ -86,8 +99,17 @@ def draw_points(axes: Axes, series: Mapping[str, Mapping[int, Sequence[float]]],
     """One panel of `points_with_spread`."""
     for index, (label, values) in enumerate(series.items()):
         spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values.values()]
-        axes.errorbar(list(values), [np.mean(v) for v in values.values()], spread, label=label, marker="o", markersize=5, capsize=3,
-                      linewidth=1.6, **style(index))
+        axes.errorbar(
+            list(values),
+            [np.mean(v) for v in values.values()],
+            spread,
+            label=label,
+            marker="o",
+            markersize=5,
+            capsize=3,
+            linewidth=1.6,
+            **style(index),
+        )
     places = sorted({place for values in series.values() for place in values})
     axes.set_xscale("log")
     axes.set_xticks(places, [x_names[place] if x_names else f"{place:,}" for place in places])
@@ -106,8 +128,9 @@ def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, log: 
         means = np.array([np.mean(v) for v in values])
         reach = np.abs([[mean - min(v), max(v) - mean] for mean, v in zip(means, values, strict=True)]).T
         places = np.arange(len(groups)) + (index - (len(labels) - 1) / 2) * width
-        axes.bar(places, means, width * 0.92, yerr=reach, capsize=2, label=label, color=style(index)["color"],
-                 error_kw={"linewidth": 1})
+        axes.bar(
+            places, means, width * 0.92, yerr=reach, capsize=2, label=label, color=style(index)["color"], error_kw={"linewidth": 1}
+        )
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set(ylabel=ylabel, **({"yscale": "log"} if log else {}))
     figure.legend(loc="outside right upper", fontsize=9)

@@ -2,6 +2,7 @@
 
 The loss is that of training (cross-entropy with its label smoothing), on batches of training images, in fp32 and train mode.
 """
+
 from __future__ import annotations
 
 import copy
@@ -54,8 +55,11 @@ class WithMaximum(Net):
         self.O[0] = nn.AdaptiveMaxPool2d(1)
 
 
-VARIANTS: dict[str, type[Net]] = {"as it is": Net, "without residual sums": WithoutResiduals,
-                                  "global maximum instead of average": WithMaximum}
+VARIANTS: dict[str, type[Net]] = {
+    "as it is": Net,
+    "without residual sums": WithoutResiduals,
+    "global maximum instead of average": WithMaximum,
+}
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 
@@ -74,22 +78,28 @@ class Flow:
 def flow(network: Net, batches: list[tuple[Tensor, Tensor]], label_smoothing: float) -> Flow:
     """The gradients of `network`, which is left as it is. `batches` are (N, C, H, W) normalised images and (N,) labels."""
     network = copy.deepcopy(network).float().train()
-    layers = {f"{name}.{i}": layer for name in ("C1", "C2", "C3", "C4") for i, layer in enumerate(getattr(network, name))
-              if not isinstance(layer, nn.MaxPool2d)}
+    layers = {
+        f"{name}.{i}": layer
+        for name in ("C1", "C2", "C3", "C4")
+        for i, layer in enumerate(getattr(network, name))
+        if not isinstance(layer, nn.MaxPool2d)
+    }
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             output.retain_grad()
             kept[name] = output
+
         return hook
 
     for name, layer in layers.items():
         layer.register_forward_hook(keep(name))
     layers["O"] = network.O
     outputs: dict[str, list[float]] = {name: [] for name in layers if name != "O"}
-    weights: dict[str, list[float]] = {name: [] for name, layer in layers.items()
-                                       if any(p.requires_grad for p in layer.parameters())}
+    weights: dict[str, list[float]] = {
+        name: [] for name, layer in layers.items() if any(p.requires_grad for p in layer.parameters())
+    }
     reached = []
     for images, labels in batches:
         network.zero_grad()
@@ -102,8 +112,11 @@ def flow(network: Net, batches: list[tuple[Tensor, Tensor]], label_smoothing: fl
             gradients = [p.grad for p in layers[name].parameters() if p.requires_grad]
             weights[name].append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
         reached.append((kept[list(outputs)[-1]].grad != 0).float().mean().item())
-    return Flow({name: statistics.fmean(values) for name, values in outputs.items()},
-                {name: statistics.fmean(values) for name, values in weights.items()}, statistics.fmean(reached))
+    return Flow(
+        {name: statistics.fmean(values) for name, values in outputs.items()},
+        {name: statistics.fmean(values) for name, values in weights.items()},
+        statistics.fmean(reached),
+    )
 
 
 @dataclass
@@ -141,6 +154,7 @@ def _middle(values: list[float], digits: int = 2) -> str:
 
 def in_words(runs: dict[str, list[Run]]) -> str:
     """What the gradients say of residual sums and of average pooling, each figure the median (minimum to maximum) of the seeds."""
+
     def ratio(name: str, stage: int) -> list[float]:
         """Gradient norm at the first layer's output over that at the last one's."""
         ends = [list(run.stages[stage].outputs.values()) for run in runs[name]]
@@ -152,15 +166,26 @@ def in_words(runs: dict[str, list[Run]]) -> str:
     net, plain, maximum = VARIANTS
     lines = ["| | " + " | ".join(VARIANTS) + " |", "|---|" + "--:|" * len(VARIANTS)]
     for stage, when in enumerate(STAGES):
-        lines.append(f"| gradient at the first layer's output / at the last one's, {when} | "
-                     + " | ".join(_middle(ratio(name, stage)) for name in VARIANTS) + " |")
-        lines.append(f"| its norm at the last feature map, {when} | "
-                     + " | ".join(_middle(at_the_end(name, stage), 3) for name in VARIANTS) + " |")
-        lines.append(f"| share of the last feature map that gets any, {when} | "
-                     + " | ".join(_middle([100 * run.stages[stage].reached for run in runs[name]], 0) + "%" for name in VARIANTS)
-                     + " |")
-    lines.append("| held-out accuracy | "
-                 + " | ".join(_middle([100 * run.accuracy for run in runs[name]], 1) + "%" for name in VARIANTS) + " |")
+        lines.append(
+            f"| gradient at the first layer's output / at the last one's, {when} | "
+            + " | ".join(_middle(ratio(name, stage)) for name in VARIANTS)
+            + " |"
+        )
+        lines.append(
+            f"| its norm at the last feature map, {when} | "
+            + " | ".join(_middle(at_the_end(name, stage), 3) for name in VARIANTS)
+            + " |"
+        )
+        lines.append(
+            f"| share of the last feature map that gets any, {when} | "
+            + " | ".join(_middle([100 * run.stages[stage].reached for run in runs[name]], 0) + "%" for name in VARIANTS)
+            + " |"
+        )
+    lines.append(
+        "| held-out accuracy | "
+        + " | ".join(_middle([100 * run.accuracy for run in runs[name]], 1) + "%" for name in VARIANTS)
+        + " |"
+    )
 
     def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
         """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
@@ -177,16 +202,40 @@ def in_words(runs: dict[str, list[Run]]) -> str:
     sentences = [
         "**Residual sums.** From the last layer's output back to the first one's the norm of the gradient changes by a factor of "
         f"{changes[0]:.2f} at initialisation and {changes[1]:.2f} after training, without the sums by {changes[2]:.2f} and "
-        f"{changes[3]:.2f}: " + ("one of them is below 0.01, gradients do vanish." if vanishes else
-                                 "in so few layers, and with BatchNorm, it vanishes in neither.") + " "
-        + against(percent(net, lambda run: run.accuracy), percent(plain, lambda run: run.accuracy), "The held-out accuracy",
-                  "without the sums", "%"),
-        "**Average pooling.** " + " ".join([
-            against(percent(net, lambda run: run.stages[0].reached), percent(maximum, lambda run: run.stages[0].reached),
-                    "At initialisation the share of the last feature map that gets a gradient", "with a maximum", "%"),
-            against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum"),
-            against(percent(net, lambda run: run.accuracy), percent(maximum, lambda run: run.accuracy), "The held-out accuracy",
-                    "with a maximum", "%")]),
+        f"{changes[3]:.2f}: "
+        + (
+            "one of them is below 0.01, gradients do vanish."
+            if vanishes
+            else "in so few layers, and with BatchNorm, it vanishes in neither."
+        )
+        + " "
+        + against(
+            percent(net, lambda run: run.accuracy),
+            percent(plain, lambda run: run.accuracy),
+            "The held-out accuracy",
+            "without the sums",
+            "%",
+        ),
+        "**Average pooling.** "
+        + " ".join(
+            [
+                against(
+                    percent(net, lambda run: run.stages[0].reached),
+                    percent(maximum, lambda run: run.stages[0].reached),
+                    "At initialisation the share of the last feature map that gets a gradient",
+                    "with a maximum",
+                    "%",
+                ),
+                against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum"),
+                against(
+                    percent(net, lambda run: run.accuracy),
+                    percent(maximum, lambda run: run.accuracy),
+                    "The held-out accuracy",
+                    "with a maximum",
+                    "%",
+                ),
+            ]
+        ),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
 
@@ -198,8 +247,9 @@ def plot(runs: dict[str, list[Run]], path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col", sharey="col")
     for stage, when in enumerate(STAGES):
-        for axes, kind, title in zip(grid[stage], ("outputs", "weights"), ("by the layer's output", "by the layer's weights"),
-                                     strict=True):
+        for axes, kind, title in zip(
+            grid[stage], ("outputs", "weights"), ("by the layer's output", "by the layer's weights"), strict=True
+        ):
             for (name, of_seeds), colour in zip(runs.items(), COLOURS, strict=True):
                 values = [getattr(run.stages[stage], kind) for run in of_seeds]
                 layers = list(values[0])
@@ -225,5 +275,9 @@ def show(preset: str, dataset: ImageDataset, seeds: int, quick: bool, out: Path,
     plot(runs, out)
     print(f"{text}\n\nplot in {out}")
     if docs:
-        replace_between(PAGE, MARKERS, f"{text}\n\nThe network of `{preset}` on {dataset.name}, median (min to max) of {seeds} "
-                                       f"seeds, {steps} steps, {BATCHES} batches each; {measured_on()}")
+        replace_between(
+            PAGE,
+            MARKERS,
+            f"{text}\n\nThe network of `{preset}` on {dataset.name}, median (min to max) of {seeds} "
+            f"seeds, {steps} steps, {BATCHES} batches each; {measured_on()}",
+        )

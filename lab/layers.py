@@ -1,4 +1,5 @@
 """Every layer of a preset's network with formula, shape, parameters, mult-adds and receptive field: the table of docs/model.md."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -53,8 +54,9 @@ def _describe(module: nn.Module, parent: nn.Module, network: Net) -> tuple[str, 
     """What it is, and its formula."""
     if isinstance(module, nn.Conv2d):
         kernel = "x".join(map(str, module.kernel_size))
-        notes = "".join(f", {name} {value[0]}" for name, value in (("stride", module.stride), ("dilation", module.dilation))
-                        if value[0] > 1)
+        notes = "".join(
+            f", {name} {value[0]}" for name, value in (("stride", module.stride), ("dilation", module.dilation)) if value[0] > 1
+        )
         if isinstance(module, WhiteningConv2d):
             return f"whitening {kernel}{notes}, ReLU", r"$y = \max(0, W \star x)$, $W$ fixed"
         if isinstance(module, ResidualPointwiseConv2d):
@@ -83,10 +85,13 @@ def table(preset: str) -> str:
     lines = ["| module | layer | formula | output | parameters | mult-adds | receptive field |", "|---|---|---|---|--:|--:|--:|"]
     for row in found:
         field = "the image" if row.receptive_field is None else f"{row.receptive_field} px"
-        lines.append(f"| `{row.path}` | {row.what} | {row.formula} | {'x'.join(map(str, row.shape))} | {row.parameters:,} | "
-                     f"{row.mult_adds:,} | {field} |")
-    lines.append(f"| | **all** | | | **{sum(row.parameters for row in found):,}** | "
-                 f"**{sum(row.mult_adds for row in found):,}** | |")
+        lines.append(
+            f"| `{row.path}` | {row.what} | {row.formula} | {'x'.join(map(str, row.shape))} | {row.parameters:,} | "
+            f"{row.mult_adds:,} | {field} |"
+        )
+    lines.append(
+        f"| | **all** | | | **{sum(row.parameters for row in found):,}** | **{sum(row.mult_adds for row in found):,}** | |"
+    )
     return "\n".join(lines)
 
 

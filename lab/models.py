@@ -1,4 +1,5 @@
 """The networks of the experiments. All take (N, C, H, W) floats and return raw logits (N, num_classes)."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,8 +11,17 @@ from config import InputError
 from model import Net
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU, "softplus": nn.Softplus, "hardswish": nn.Hardswish, "mish": nn.Mish}
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "hardswish": nn.Hardswish,
+    "mish": nn.Mish,
+}
 
 
 def activation_layer(name: str) -> nn.Module:
@@ -35,11 +45,14 @@ class FC_only(nn.Sequential):  # noqa: N801 (the course's name)
 class Grayscale1Convolution(nn.Sequential):
     """One convolution without padding, one 2x2 max-pool, which halves height and width, one linear layer; for grey images."""
 
-    def __init__(self, num_channels: int, image_size: tuple[int, int], num_classes: int, filters: int = 8,
-                 kernel_size: int = 5) -> None:
+    def __init__(
+        self, num_channels: int, image_size: tuple[int, int], num_classes: int, filters: int = 8, kernel_size: int = 5
+    ) -> None:
         if num_channels != 1:
-            raise InputError(f"Grayscale1Convolution takes grey images of 1 channel, these have {num_channels}: choose mnist, "
-                             "fashion_mnist or digits")
+            raise InputError(
+                f"Grayscale1Convolution takes grey images of 1 channel, these have {num_channels}: choose mnist, "
+                "fashion_mnist or digits"
+            )
         super().__init__()
         self.conv = nn.Conv2d(1, filters, kernel_size)
         self.activation = nn.ReLU()
@@ -54,21 +67,37 @@ class Convolution1(nn.Sequential):
 
     def __init__(self, num_channels: int, image_size: tuple[int, int], num_classes: int, filters: int = 32) -> None:
         super().__init__(
-            nn.Conv2d(num_channels, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(filters * (image_size[0] // 2) * (image_size[1] // 2), num_classes))
+            nn.Conv2d(num_channels, filters, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(filters * (image_size[0] // 2) * (image_size[1] // 2), num_classes),
+        )
 
 
 class Convolution3(nn.Sequential):
     """Three convolutions, each with an activation and a 2x2 max-pool, a hidden linear layer and the last one."""
 
-    def __init__(self, num_channels: int, image_size: tuple[int, int], num_classes: int, activation: str = "relu",
-                 widths: tuple[int, int, int] = (16, 32, 64), hidden: int = 64) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        image_size: tuple[int, int],
+        num_classes: int,
+        activation: str = "relu",
+        widths: tuple[int, int, int] = (16, 32, 64),
+        hidden: int = 64,
+    ) -> None:
         layers: list[nn.Module] = []
         for channels, filters in zip((num_channels, *widths), widths, strict=False):
             layers += [nn.Conv2d(channels, filters, 3, padding=1), activation_layer(activation), nn.MaxPool2d(2)]
         area = (image_size[0] // 8) * (image_size[1] // 8)
-        super().__init__(*layers, nn.Flatten(), nn.Linear(widths[-1] * area, hidden), activation_layer(activation),
-                         nn.Linear(hidden, num_classes))
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(widths[-1] * area, hidden),
+            activation_layer(activation),
+            nn.Linear(hidden, num_classes),
+        )
 
 
 class Convolution6NormDropout(nn.Sequential):
@@ -77,16 +106,29 @@ class Convolution6NormDropout(nn.Sequential):
     BatchNorm: Ioffe & Szegedy 2015. Dropout: Srivastava et al. 2014, of single numbers here.
     """
 
-    def __init__(self, num_channels: int, image_size: tuple[int, int], num_classes: int,
-                 widths: tuple[int, int, int] = (32, 64, 96), hidden: int = 128, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        image_size: tuple[int, int],
+        num_classes: int,
+        widths: tuple[int, int, int] = (32, 64, 96),
+        hidden: int = 128,
+        dropout: float = 0.2,
+    ) -> None:
         layers: list[nn.Module] = []
         for channels, filters in zip((num_channels, *widths), widths, strict=False):
             for inputs in (channels, filters):
                 layers += [nn.Conv2d(inputs, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
             layers += [nn.MaxPool2d(2), nn.Dropout(dropout)]
         area = (image_size[0] // 8) * (image_size[1] // 8)
-        super().__init__(*layers, nn.Flatten(), nn.Linear(widths[-1] * area, hidden), nn.ReLU(), nn.Dropout(dropout),
-                         nn.Linear(hidden, num_classes))
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(widths[-1] * area, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )
 
 
 class Transferred(nn.Module):
@@ -150,7 +192,7 @@ def dead_units(model: nn.Module, inputs: Tensor, slope: float = 0.01) -> list[tu
         with torch.enable_grad():
             before = arguments[0].detach().float().requires_grad_()
             layer.inplace = False
-            derivative, = torch.autograd.grad(type(layer).forward(layer, before).sum(), before)
+            (derivative,) = torch.autograd.grad(type(layer).forward(layer, before).sum(), before)
         largest = derivative.abs().transpose(0, 1).flatten(1).amax(1)
         counts.append((int((largest < slope).sum()), len(largest)))
 

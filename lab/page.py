@@ -1,4 +1,5 @@
 """What an experiment hands in: one page as HTML that needs nothing else, and the same as Markdown with its figures beside it."""
+
 from __future__ import annotations
 
 import html
@@ -55,15 +56,22 @@ class Page:
         """Command, time and hardware."""
         machine, numbers = hardware(), versions()
         minutes = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.1f} min"
-        return [("command", command_line()), ("time of all trainings", minutes),
-                ("hardware", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
-                             + (f", {machine['accelerator']}" if machine["accelerator"] else "")),
-                ("versions", ", ".join(f"{name} {number}" for name, number in numbers.items()))]
+        return [
+            ("command", command_line()),
+            ("time of all trainings", minutes),
+            (
+                "hardware",
+                f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+                + (f", {machine['accelerator']}" if machine["accelerator"] else ""),
+            ),
+            ("versions", ", ".join(f"{name} {number}" for name, number in numbers.items())),
+        ]
 
     def write(self, folder: Path) -> Path:
         """Write NAME.html and its figures to `folder`; returns the path of the page. Raises InputError where that fails."""
-        text = render(Path(__file__).with_name("page.html.jinja"), page=self, kind=lambda item: type(item).__name__,
-                      data_uri=data_uri)
+        text = render(
+            Path(__file__).with_name("page.html.jinja"), page=self, kind=lambda item: type(item).__name__, data_uri=data_uri
+        )
         write_atomically(folder / f"{self.name}.html", text.encode("utf-8", "replace"))
         self._write_figures(folder, self._contents(Figure))
         return folder / f"{self.name}.html"

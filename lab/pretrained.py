@@ -1,4 +1,5 @@
 """Where transferred features come from: networks that ship, others trained first, torchvision's."""
+
 from __future__ import annotations
 
 import copy
@@ -57,8 +58,10 @@ def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str],
         elif target.name.startswith("folder:") or (target.name == "cifar10" and tuple(classes) == LEFT_OUT["cifar10"]):
             name = "cifar8"
         elif len(others) < 2:
-            raise InputError(f"{target.name} has {len(others)} classes beside the target's, too few to learn features from: name "
-                             "fewer --classes, or another --source")
+            raise InputError(
+                f"{target.name} has {len(others)} classes beside the target's, too few to learn features from: name "
+                "fewer --classes, or another --source"
+            )
         else:
             short = replace(PRETRAINING, epochs=1, augment=0.0)
             config = replace(short if options.quick else PRETRAINING, device=options.device)
@@ -74,8 +77,12 @@ def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str],
                 dataset, config = data.load("cifar10", options.data_dir), PRETRAINING
             else:
                 dataset, config = like_digits(data.load("mnist", options.data_dir)), PRETRAINING_DIGITS
-            pretrain(path, dataset, [known for known in dataset.classes if known not in LEFT_OUT["cifar10"]],
-                     replace(config, device=options.device))
+            pretrain(
+                path,
+                dataset,
+                [known for known in dataset.classes if known not in LEFT_OUT["cifar10"]],
+                replace(config, device=options.device),
+            )
         return own_source(path, name, target, classes)
     if options.pretrain:
         raise InputError(f"--pretrain trains the sources auto, cifar8 and mnist, not {options.source}")
@@ -90,6 +97,7 @@ def like_digits(dataset: ImageDataset) -> ImageDataset:
     Features of its fine strokes are of little use for blurred ones: frozen, with 8 images a class and 20 epochs, they gave 73% on
     held-out images of `digits`, training from scratch 94%.
     """
+
     def coarse(split: Split) -> Split:
         pixels = torch.from_numpy(split.images[:, 4:24, 4:24]).permute(0, 3, 1, 2).float()
         enlarged = F.interpolate(F.interpolate(pixels, (8, 8), mode="area"), (32, 32), mode="bilinear")
@@ -104,15 +112,34 @@ def pretrain(path: Path, dataset: ImageDataset, classes: Sequence[str], config: 
     print(f"training the source on {len(classes)} classes of {dataset.name}: {', '.join(classes)}", file=sys.stderr, flush=True)
     seed_everything(config.seed)
     model = Net(dataset.num_channels, len(classes), **NET)
-    trainer = Trainer(model, images.dataset, config, val_split=images.val, card={
-        "net": NET, "parameters": count_parameters(model),
-        "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size)})
+    trainer = Trainer(
+        model,
+        images.dataset,
+        config,
+        val_split=images.val,
+        card={
+            "net": NET,
+            "parameters": count_parameters(model),
+            "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size),
+        },
+    )
     history = trainer.fit()
     _, accuracy = trainer.evaluate(images.dataset.test, torch.float32)
-    save_weights(path, trainer.trained_model.state_dict(), trainer.card | {
-        "test_accuracy": accuracy, "val_accuracy": history.evaluations[-1].val_accuracy, "precision": "fp32",
-        "epochs": config.epochs, "seconds": history.total_seconds, "seed": config.seed, "config": asdict(config),
-        **provenance()})
+    save_weights(
+        path,
+        trainer.trained_model.state_dict(),
+        trainer.card
+        | {
+            "test_accuracy": accuracy,
+            "val_accuracy": history.evaluations[-1].val_accuracy,
+            "precision": "fp32",
+            "epochs": config.epochs,
+            "seconds": history.total_seconds,
+            "seed": config.seed,
+            "config": asdict(config),
+            **provenance(),
+        },
+    )
 
 
 def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[str]) -> Source:
@@ -121,16 +148,22 @@ def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[st
     card, accuracy = network.card, network.card.get("test_accuracy")
     known = [c for c in classes if c in card["classes"] and card["dataset"].startswith(target.name)]
     if known:
-        raise InputError(f"the source {path} was trained on {', '.join(known)} of {target.name} itself, which is no transfer: "
-                         "choose other --classes, or another --source")
+        raise InputError(
+            f"the source {path} was trained on {', '.join(known)} of {target.name} itself, which is no transfer: "
+            "choose other --classes, or another --source"
+        )
 
     def untrained() -> tuple[nn.Module, int]:
         return net_features(Net(card["num_channels"], 2, **card["net"]))
 
     return Source(
-        name, f"{name}: the constrained network, {count_parameters(network.model):,} parameters, trained on {card['dataset']}, "
+        name,
+        f"{name}: the constrained network, {count_parameters(network.model):,} parameters, trained on {card['dataset']}, "
         f"classes {', '.join(card['classes'])}" + (f"; test accuracy there {accuracy:.1%}" if accuracy else ""),
-        card["num_channels"], lambda: net_features(copy.deepcopy(network.model)), untrained)
+        card["num_channels"],
+        lambda: net_features(copy.deepcopy(network.model)),
+        untrained,
+    )
 
 
 def torchvision_source(architecture: str) -> Source:
@@ -144,8 +177,9 @@ def torchvision_source(architecture: str) -> Source:
     try:
         trained = torchvision.models.get_model(architecture, weights=weights)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the weights of {architecture} are not here and cannot be downloaded ({error}): --source auto needs "
-                         "no network") from error
+        raise InputError(
+            f"the weights of {architecture} are not here and cannot be downloaded ({error}): --source auto needs no network"
+        ) from error
 
     def headless(model: nn.Module) -> tuple[nn.Module, int]:
         name, last = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
@@ -155,5 +189,8 @@ def torchvision_source(architecture: str) -> Source:
 
     return Source(
         f"torchvision:{architecture}",
-        f"{architecture} of torchvision, trained on ImageNet ({weights.meta['num_params']:,} parameters)", 3,
-        lambda: headless(copy.deepcopy(trained)), lambda: headless(torchvision.models.get_model(architecture)))
+        f"{architecture} of torchvision, trained on ImageNet ({weights.meta['num_params']:,} parameters)",
+        3,
+        lambda: headless(copy.deepcopy(trained)),
+        lambda: headless(torchvision.models.get_model(architecture)),
+    )

@@ -4,6 +4,7 @@ Each variant works in a process of its own, so that its first call pays for all 
 compiled kernels go to an empty cache. The processes of one group (training or inference, precision, layout) live side by side and
 are timed in turn, round after round, so that drifts of the machine's speed fall on all alike.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -110,14 +111,32 @@ def measure(preset: Preset, dataset: ImageDataset, jobs: list[Job], rounds: int)
 
 def _save_inputs(preset: Preset, dataset: ImageDataset, batch_size: int, path: Path) -> None:
     """The weights that all variants start from, the images and labels that they get, and what else they must know."""
-    config = replace(preset.train, steps=40, cycles=1, early_exit_accuracy=None, augment=0.0, teacher=(), precision="fp32",
-                     val_images=min(preset.train.val_images, len(dataset.train.labels) // 2))
+    config = replace(
+        preset.train,
+        steps=40,
+        cycles=1,
+        early_exit_accuracy=None,
+        augment=0.0,
+        teacher=(),
+        precision="fp32",
+        val_images=min(preset.train.val_images, len(dataset.train.labels) // 2),
+    )
     trainer = Trainer(Net(dataset.num_channels, dataset.num_classes, **preset.net), dataset, config)
     trainer.fit()
     split = Split(dataset.test.images[:batch_size], dataset.test.labels[:batch_size])
-    torch.save({"weights": trainer.model.cpu().state_dict(), "net": preset.net, "config": asdict(config) | {"ema_decay": 0.0},
-                "classes": dataset.classes, "mean": trainer.mean, "std": trainer.std,
-                "images": torch.from_numpy(split.images), "labels": torch.from_numpy(split.labels)}, path)
+    torch.save(
+        {
+            "weights": trainer.model.cpu().state_dict(),
+            "net": preset.net,
+            "config": asdict(config) | {"ema_decay": 0.0},
+            "classes": dataset.classes,
+            "mean": trainer.mean,
+            "std": trainer.std,
+            "images": torch.from_numpy(split.images),
+            "labels": torch.from_numpy(split.labels),
+        },
+        path,
+    )
 
 
 def _measure_group(jobs: list[Job], rounds: int, context: Any, folder: Path, progress: tqdm) -> list[Result]:
@@ -205,8 +224,13 @@ def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
     split = Split(inputs["images"].numpy(), inputs["labels"].numpy())
     halves = Split(split.images.repeat(2, 0), split.labels.repeat(2, 0))  # the Trainer wants held-out images too
     dataset = ImageDataset("a batch", halves, split, inputs["classes"])
-    config = replace(TrainConfig(**inputs["config"]), batch_size=job.batch_size, precision=job.precision, device=job.device,
-                     val_images=len(dataset.classes))
+    config = replace(
+        TrainConfig(**inputs["config"]),
+        batch_size=job.batch_size,
+        precision=job.precision,
+        device=job.device,
+        val_images=len(dataset.classes),
+    )
     trainer = Trainer(Net(dataset.num_channels, dataset.num_classes, **inputs["net"]), dataset, config)
     trainer._prepare()
     trainer.read_every = 1

@@ -1,4 +1,5 @@
 """The tables, the plot and the words of docs/runtimes.md."""
+
 from __future__ import annotations
 
 import statistics
@@ -18,8 +19,12 @@ PAGE = ROOT / "docs" / "runtimes.md"
 RECORD = ROOT / "docs" / "records" / "runtimes.json"
 MARKERS = "<!-- runtimes -->", "<!-- /runtimes -->"
 EPOCHS = 25
-COLOURS = {("fp32", "NCHW"): "#9ecae1", ("fp32", "channels_last"): "#0072b2", ("bf16", "NCHW"): "#f4b183",
-           ("bf16", "channels_last"): "#d55e00"}
+COLOURS = {
+    ("fp32", "NCHW"): "#9ecae1",
+    ("fp32", "channels_last"): "#0072b2",
+    ("bf16", "NCHW"): "#f4b183",
+    ("bf16", "channels_last"): "#d55e00",
+}
 
 
 def base_of(result: Result, results: list[Result]) -> Result:
@@ -29,6 +34,7 @@ def base_of(result: Result, results: list[Result]) -> Result:
 
 def differ(a: Result, b: Result) -> bool:
     """Whether the speeds differ by more than their spread: neither median is between the other's quartiles."""
+
     def is_within(x: Result, y: Result) -> bool:
         low, _, high = statistics.quantiles(x.images_per_second * 2, method="inclusive")  # twice: there may be one round only
         return low <= y.median <= high
@@ -46,9 +52,17 @@ def pays_after(result: Result, base: Result) -> float | None:
 def table(results: list[Result], images: int) -> str:
     """A Markdown table of the results of one work on one device; `images` make an epoch."""
     training = results[0].job.work == "training"
-    heads = ["runtime", "precision", "layout", "first call", "images/s: median (min to max)", "times base",
-             *([f"{EPOCHS} epochs", "pays after"] if training else ["pays after"]),
-             f"difference of the {'loss' if training else 'logits'}", "peak memory"]
+    heads = [
+        "runtime",
+        "precision",
+        "layout",
+        "first call",
+        "images/s: median (min to max)",
+        "times base",
+        *([f"{EPOCHS} epochs", "pays after"] if training else ["pays after"]),
+        f"difference of the {'loss' if training else 'logits'}",
+        "peak memory",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * 3 + "|--:" * (len(heads) - 3) + "|"]
     for result in results:
         job, base = result.job, base_of(result, results)
@@ -56,13 +70,18 @@ def table(results: list[Result], images: int) -> str:
             cells = [f"left out: {result.failed.replace('|', '/')}", *[""] * (len(heads) - 4)]
         else:
             rates = result.images_per_second
-            cells = [f"{result.first_call:.2f} s", f"{result.median:,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
-                     f"{result.median / base.median:.2f}" if base.images_per_second else ""]
+            cells = [
+                f"{result.first_call:.2f} s",
+                f"{result.median:,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
+                f"{result.median / base.median:.2f}" if base.images_per_second else "",
+            ]
             if training:
                 cells.append(f"{result.first_call + EPOCHS * images / result.median:,.0f} s")
-            cells += [_when(result, base, images),
-                      f"{result.difference:.1e}" if result.difference else "0",
-                      f"{result.peak_memory / 1e6:,.0f} MB" if result.peak_memory else ""]
+            cells += [
+                _when(result, base, images),
+                f"{result.difference:.1e}" if result.difference else "0",
+                f"{result.peak_memory / 1e6:,.0f} MB" if result.peak_memory else "",
+            ]
         lines.append(f"| {' | '.join([job.variant, job.precision, job.layout, *cells])} |")
     return "\n".join(lines)
 
@@ -86,25 +105,36 @@ def in_words(results: list[Result], images: int) -> str:
             continue
         best, fastest = max(bases, key=lambda r: r.median), max(done, key=lambda r: r.median)
         slowest = min(bases, key=lambda r: r.median)
-        sentences = [f"**{work.capitalize()} on {device}.** As it is, the network is fastest in {best.job.precision}, "
-                     f"{best.job.layout}: {best.median:,.0f} images a second"
-                     + (f", {best.median / slowest.median:.1f} times as many as in {slowest.job.precision}, {slowest.job.layout}."
-                        if slowest is not best else ".")]
+        sentences = [
+            f"**{work.capitalize()} on {device}.** As it is, the network is fastest in {best.job.precision}, "
+            f"{best.job.layout}: {best.median:,.0f} images a second"
+            + (
+                f", {best.median / slowest.median:.1f} times as many as in {slowest.job.precision}, {slowest.job.layout}."
+                if slowest is not best
+                else "."
+            )
+        ]
         compiled = [(r, base_of(r, done)) for r in done if r.job.variant.startswith("torch.compile")]
         pays = [(r, after) for r, base in compiled if (after := pays_after(r, base)) is not None]
         if compiled and not pays:
             factors = [r.median / base.median for r, base in compiled]
-            sentences.append(f"Compiling never pays here: compiled it runs at {min(factors):.2f} to {max(factors):.2f} times the "
-                             "base's speed.")
+            sentences.append(
+                f"Compiling never pays here: compiled it runs at {min(factors):.2f} to {max(factors):.2f} times the base's speed."
+            )
         elif compiled:
             r, after = min(pays, key=lambda pair: pair[1])
             when = f"{after / images:,.1f} epochs of {images:,} images" if work == "training" else f"{after:,.0f} images"
-            sentences.append(f"Compiling pays in {len(pays)} of {len(compiled)} cases, the soonest {r.job.variant} in "
-                             f"{r.job.precision}, {r.job.layout}: after {when}, its first call taking {r.first_call:.0f} s.")
+            sentences.append(
+                f"Compiling pays in {len(pays)} of {len(compiled)} cases, the soonest {r.job.variant} in "
+                f"{r.job.precision}, {r.job.layout}: after {when}, its first call taking {r.first_call:.0f} s."
+            )
         gain = fastest.median / best.median
-        sentences.append(f"The fastest of all is {fastest.job.variant} in {fastest.job.precision}, {fastest.job.layout}, "
-                         f"{gain:.2f} times the best base." if gain > 1.05 else
-                         "No runtime is more than 5% faster than the best base.")
+        sentences.append(
+            f"The fastest of all is {fastest.job.variant} in {fastest.job.precision}, {fastest.job.layout}, "
+            f"{gain:.2f} times the best base."
+            if gain > 1.05
+            else "No runtime is more than 5% faster than the best base."
+        )
         paragraphs.append(" ".join(sentences))
     return "\n\n".join(paragraphs)
 
@@ -122,14 +152,26 @@ def plot(results: list[Result], path: Path) -> None:
     height = 0.8 / len(forms)
     for axes, (device, work) in zip(grid.flat, panels, strict=False):
         for k, form in enumerate(forms):
-            done = {r.job.variant: r for r in results if (r.job.device, r.job.work) == (device, work)
-                    and (r.job.precision, r.job.layout) == form and r.images_per_second}
+            done = {
+                r.job.variant: r
+                for r in results
+                if (r.job.device, r.job.work) == (device, work) and (r.job.precision, r.job.layout) == form and r.images_per_second
+            }
             at = [variants.index(variant) + (k - (len(forms) - 1) / 2) * height for variant in done]
             medians = [r.median for r in done.values()]
-            errors = [[r.median - min(r.images_per_second) for r in done.values()],
-                      [max(r.images_per_second) - r.median for r in done.values()]]
-            axes.barh(at, medians, height, xerr=errors, color=COLOURS[form], label=", ".join(form),
-                      error_kw={"linewidth": 1, "ecolor": "#333333"})
+            errors = [
+                [r.median - min(r.images_per_second) for r in done.values()],
+                [max(r.images_per_second) - r.median for r in done.values()],
+            ]
+            axes.barh(
+                at,
+                medians,
+                height,
+                xerr=errors,
+                color=COLOURS[form],
+                label=", ".join(form),
+                error_kw={"linewidth": 1, "ecolor": "#333333"},
+            )
         axes.set(title=f"{work} on {device}", xlabel="images per second", yticks=range(len(variants)), yticklabels=variants)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(axis="x", alpha=0.3)
@@ -151,22 +193,39 @@ def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int
         for work in ("training", "inference"):
             for precision in precisions[-1:] if quick else precisions:
                 for layout in ("channels_last",) if quick else LAYOUTS:
-                    jobs += [Job(variant, work, precision, layout, device, batch_size) for variant in BUILD
-                             if not (quick and variant.startswith("torch.compile") and (work == "training" or "," in variant))]
+                    jobs += [
+                        Job(variant, work, precision, layout, device, batch_size)
+                        for variant in BUILD
+                        if not (quick and variant.startswith("torch.compile") and (work == "training" or "," in variant))
+                    ]
     results = measure(get_preset(preset), dataset, jobs, rounds)
     images = len(dataset.train.labels)
     parts = []
     for device, work in dict.fromkeys((r.job.device, r.job.work) for r in results):
-        parts.append(f"### {work.capitalize()} on {device}, batches of {batch_size}\n\n"
-                     + table([r for r in results if (r.job.device, r.job.work) == (device, work)], images))
+        parts.append(
+            f"### {work.capitalize()} on {device}, batches of {batch_size}\n\n"
+            + table([r for r in results if (r.job.device, r.job.work) == (device, work)], images)
+        )
     text = "\n\n".join([in_words(results, images), *parts])
     print(text)
     if quick:
         print("\nwith --quick: one precision, one layout, and no compiled training or max-autotune")
     if docs:
-        write_json(RECORD, {"preset": preset, "dataset": dataset.name, "batch_size": batch_size, "epoch_images": images,
-                            "results": [{name: value for name, value in asdict(r).items() if name != "output"} for r in results],
-                            **provenance()})
+        write_json(
+            RECORD,
+            {
+                "preset": preset,
+                "dataset": dataset.name,
+                "batch_size": batch_size,
+                "epoch_images": images,
+                "results": [{name: value for name, value in asdict(r).items() if name != "output"} for r in results],
+                **provenance(),
+            },
+        )
         plot(results, PAGE.with_suffix(".png"))
-        replace_between(PAGE, MARKERS, f"{text}\n\nThe network of the preset `{preset}` on {dataset.name}, {rounds} rounds of a "
-                                       f"quarter of a second; all of them are in `records/runtimes.json`. {measured_on()}")
+        replace_between(
+            PAGE,
+            MARKERS,
+            f"{text}\n\nThe network of the preset `{preset}` on {dataset.name}, {rounds} rounds of a "
+            f"quarter of a second; all of them are in `records/runtimes.json`. {measured_on()}",
+        )

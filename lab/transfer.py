@@ -1,4 +1,5 @@
 """What is it worth to begin with features learned from other images, with few images and with many?"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -35,14 +36,23 @@ def experiment(options: Transfer, folder: Path) -> Page:
     """Each method on each number of images a class and each number of epochs, one training for each seed."""
     target, classes, split = load_target(options)
     sizes = options.per_class or sizes_that_fit((8, 32) if options.quick else (8, 32, 128, 0), target, classes, options.first_seed)
-    images = {(seed, per_class): take_images(split(seed), classes, per_class or None, seed)
-              for seed in range(options.first_seed, options.first_seed + options.seeds) for per_class in sizes}
+    images = {
+        (seed, per_class): take_images(split(seed), classes, per_class or None, seed)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+        for per_class in sizes
+    }
     source = find_source(options, target, classes, folder)
     if source.num_channels != target.num_channels:
-        raise InputError(f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
-                         f"{target.num_channels}: choose another --source")
-    parts = [make_part(method, source, taken, per_class, epochs, seed, options.device)
-             for (seed, per_class), taken in images.items() for epochs in dict.fromkeys(options.epochs) for method in METHODS]
+        raise InputError(
+            f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
+            f"{target.num_channels}: choose another --source"
+        )
+    parts = [
+        make_part(method, source, taken, per_class, epochs, seed, options.device)
+        for (seed, per_class), taken in images.items()
+        for epochs in dict.fromkeys(options.epochs)
+        for method in METHODS
+    ]
     return make_page(parts, run_parts(parts, folder / "parts"), source)
 
 
@@ -99,10 +109,13 @@ def make_part(method: str, source: Source, images: Images, per_class: int, epoch
     count = len(images.dataset.train.labels)
     batch = min(count, max(8, min(128, count // 8)))
     steps = epochs * (count // batch)
-    config = TrainConfig(steps=steps, batch_size=batch, max_lr=MAX_LR, beta2=0.99, eval_every=steps, seed=seed,
-                         device=device)
-    return Part({"method": method, "per class": per_class, "images": count, "epochs": epochs, "source": source.name, "seed": seed},
-                partial(build, method, source, images.dataset.num_classes), images, config)
+    config = TrainConfig(steps=steps, batch_size=batch, max_lr=MAX_LR, beta2=0.99, eval_every=steps, seed=seed, device=device)
+    return Part(
+        {"method": method, "per class": per_class, "images": count, "epochs": epochs, "source": source.name, "seed": seed},
+        partial(build, method, source, images.dataset.num_classes),
+        images,
+        config,
+    )
 
 
 def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source) -> Page:
@@ -111,50 +124,102 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
     dataset = images.dataset
     sizes, epochs = sorted({part.facts["images"] for part in parts}), sorted({part.facts["epochs"] for part in parts})
     seeds = sorted({part.facts["seed"] for part in parts})
-    accuracy = {(method, count, number): [o.test_accuracy for o in select(outcomes, method=method, images=count, epochs=number)]
-                for method in METHODS for count in sizes for number in epochs}
+    accuracy = {
+        (method, count, number): [o.test_accuracy for o in select(outcomes, method=method, images=count, epochs=number)]
+        for method in METHODS
+        for count in sizes
+        for number in epochs
+    }
     everything = [part.facts["images"] for part in parts if part.facts["per class"] == 0]
     names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
     splits_differ = not np.array_equal(dataset.test.images, parts[-1].images.dataset.test.images)
-    page = Page("transfer", f"Transfer to {dataset.name}: {', '.join(dataset.classes)}", __doc__, dataset.name, setup=[
-        ("source", source.about),
-        ("target", f"{dataset.name}, classes {', '.join(dataset.classes)}, none of whose images the source was trained on"),
-        ("training images", f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
-                            "are a part of the more"),
-        ("held-out images", f"{len(images.val.labels):,}, not trained on"),
-        ("test images", f"{len(dataset.test.labels):,}, never trained on, looked at once after each training"
-                        + ("; others for each seed, a fifth of each class" if splits_differ else "")),
-        *METHODS.items(),
-        ("training", f"AdamW, OneCycle to {MAX_LR:g}, {', '.join(map(str, epochs))} epochs, each a training of its own; batches of "
-                     "an eighth of the images, but 8 at least and 128 at most; no augmentation; the same for all"),
-        ("seeds", f"{len(seeds)}; each has its own training images and initial weights"),
-    ], seconds=sum(outcome.history.total_seconds for outcome in outcomes),
-        observations=observations(accuracy, sizes, epochs, names, 1 / dataset.num_classes))
-    by_images = {f"{number} epoch{'s' * (number > 1)}": {
-        method: {count: [100 * a for a in accuracy[method, count, number]] for count in sizes} for method in METHODS}
-        for number in epochs}
-    by_epochs = {f"{names[count]} images a class": {
-        method: {number: [100 * a for a in accuracy[method, count, number]] for number in epochs} for method in METHODS}
-        for count in sizes}
+    page = Page(
+        "transfer",
+        f"Transfer to {dataset.name}: {', '.join(dataset.classes)}",
+        __doc__,
+        dataset.name,
+        setup=[
+            ("source", source.about),
+            ("target", f"{dataset.name}, classes {', '.join(dataset.classes)}, none of whose images the source was trained on"),
+            (
+                "training images",
+                f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
+                "are a part of the more",
+            ),
+            ("held-out images", f"{len(images.val.labels):,}, not trained on"),
+            (
+                "test images",
+                f"{len(dataset.test.labels):,}, never trained on, looked at once after each training"
+                + ("; others for each seed, a fifth of each class" if splits_differ else ""),
+            ),
+            *METHODS.items(),
+            (
+                "training",
+                f"AdamW, OneCycle to {MAX_LR:g}, {', '.join(map(str, epochs))} epochs, each a training of its own; batches of "
+                "an eighth of the images, but 8 at least and 128 at most; no augmentation; the same for all",
+            ),
+            ("seeds", f"{len(seeds)}; each has its own training images and initial weights"),
+        ],
+        seconds=sum(outcome.history.total_seconds for outcome in outcomes),
+        observations=observations(accuracy, sizes, epochs, names, 1 / dataset.num_classes),
+    )
+    by_images = {
+        f"{number} epoch{'s' * (number > 1)}": {
+            method: {count: [100 * a for a in accuracy[method, count, number]] for count in sizes} for method in METHODS
+        }
+        for number in epochs
+    }
+    by_epochs = {
+        f"{names[count]} images a class": {
+            method: {number: [100 * a for a in accuracy[method, count, number]] for number in epochs} for method in METHODS
+        }
+        for count in sizes
+    }
     page.add(
         "Accuracy by images and epochs",
-        Figure("images", points_with_spread(by_images, "training images a class", "test accuracy (%)", names),
-               f"Test accuracy against the number of training images a class, for each number of epochs: mean and standard "
-               f"deviation over {len(seeds)} seeds."),
-        Figure("epochs", points_with_spread(by_epochs, "epochs", "test accuracy (%)"),
-               "The same against the number of epochs, for each number of images."))
-    page.add("The numbers", Table(
-        ("images a class", "epochs", *METHODS, "seconds: " + ", ".join(METHODS)),
-        [(names[count], str(number), *(percent(accuracy[method, count, number]) for method in METHODS), ", ".join(
-            f"{np.mean([o.history.total_seconds for o in select(outcomes, method=method, images=count, epochs=number)]):.1f}"
-            for method in METHODS)) for count in sizes for number in epochs],
-        f"Test accuracy, mean ± standard deviation over the seeds; a guess is right in {1 / dataset.num_classes:.0%} of all cases "
-        "where the classes are equally frequent. Seconds of one training."))
+        Figure(
+            "images",
+            points_with_spread(by_images, "training images a class", "test accuracy (%)", names),
+            f"Test accuracy against the number of training images a class, for each number of epochs: mean and standard "
+            f"deviation over {len(seeds)} seeds.",
+        ),
+        Figure(
+            "epochs",
+            points_with_spread(by_epochs, "epochs", "test accuracy (%)"),
+            "The same against the number of epochs, for each number of images.",
+        ),
+    )
+    page.add(
+        "The numbers",
+        Table(
+            ("images a class", "epochs", *METHODS, "seconds: " + ", ".join(METHODS)),
+            [
+                (
+                    names[count],
+                    str(number),
+                    *(percent(accuracy[method, count, number]) for method in METHODS),
+                    ", ".join(
+                        f"{np.mean([o.history.total_seconds for o in select(outcomes, method=method, images=count, epochs=number)]):.1f}"
+                        for method in METHODS
+                    ),
+                )
+                for count in sizes
+                for number in epochs
+            ],
+            f"Test accuracy, mean ± standard deviation over the seeds; a guess is right in {1 / dataset.num_classes:.0%} of all cases "
+            "where the classes are equally frequent. Seconds of one training.",
+        ),
+    )
     return page
 
 
-def observations(accuracy: dict[tuple[str, int, int], list[float]], sizes: Sequence[int], epochs: Sequence[int],
-                 names: dict[int, str], chance: float) -> list[str]:
+def observations(
+    accuracy: dict[tuple[str, int, int], list[float]],
+    sizes: Sequence[int],
+    epochs: Sequence[int],
+    names: dict[int, str],
+    chance: float,
+) -> list[str]:
     """What transfer is worth with few and with many images, and what the budget changes."""
     scratch, frozen, tuned = METHODS
     long, says = epochs[-1], []
@@ -162,29 +227,44 @@ def observations(accuracy: dict[tuple[str, int, int], list[float]], sizes: Seque
         values = {method: accuracy[method, count, long] for method in METHODS}
         best = max(values, key=lambda method: np.mean(values[method]))
         other = [compare(best, values[best], method, values[method], "test accuracy") for method in METHODS if method != best]
-        says.append(f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: the highest mean is that of "
-                    f"{best}, {percent(values[best])}. " + " ".join(other))
-    need = [(few, many) for few in sizes for many in sizes if many > few
-            and np.mean(accuracy[tuned, few, long]) >= np.mean(accuracy[scratch, many, long])]
+        says.append(
+            f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: the highest mean is that of "
+            f"{best}, {percent(values[best])}. " + " ".join(other)
+        )
+    need = [
+        (few, many)
+        for few in sizes
+        for many in sizes
+        if many > few and np.mean(accuracy[tuned, few, long]) >= np.mean(accuracy[scratch, many, long])
+    ]
     if need:
         few, many = max(need, key=lambda pair: pair[1] / pair[0])
-        says.append(f"With {names[few]} images a class fine-tuning is at least as accurate ({percent(accuracy[tuned, few, long])}) "
-                    f"as training from scratch with {names[many]} ({percent(accuracy[scratch, many, long])}), {long} epochs each.")
+        says.append(
+            f"With {names[few]} images a class fine-tuning is at least as accurate ({percent(accuracy[tuned, few, long])}) "
+            f"as training from scratch with {names[many]} ({percent(accuracy[scratch, many, long])}), {long} epochs each."
+        )
     else:
-        says.append(f"At no number of images is fine-tuning as accurate as training from scratch with the next larger one, {long} "
-                    "epochs each.")
+        says.append(
+            f"At no number of images is fine-tuning as accurate as training from scratch with the next larger one, {long} "
+            "epochs each."
+        )
     gains = {count: float(np.mean(accuracy[tuned, count, long]) - np.mean(accuracy[scratch, count, long])) for count in sizes}
     if len(sizes) > 1:
         most, least = max(gains, key=gains.get), min(gains, key=gains.get)
-        says.append(f"Fine-tuning gains most over training from scratch with {names[most]} images a class "
-                    f"({100 * gains[most]:+.1f} points) and least with {names[least]} ({100 * gains[least]:+.1f}).")
+        says.append(
+            f"Fine-tuning gains most over training from scratch with {names[most]} images a class "
+            f"({100 * gains[most]:+.1f} points) and least with {names[least]} ({100 * gains[least]:+.1f})."
+        )
     if len(epochs) > 1:
         short = epochs[0]
-        quick = [names[count] for count in sizes
-                 if np.mean(accuracy[frozen, count, short]) >= np.mean(accuracy[scratch, count, long])]
+        quick = [
+            names[count] for count in sizes if np.mean(accuracy[frozen, count, short]) >= np.mean(accuracy[scratch, count, long])
+        ]
         where = f"with {', '.join(quick)} images a class" if quick else "with no number of images"
-        says.append(f"Frozen features after {short} epoch{'s' * (short > 1)} are at least as accurate as training from scratch "
-                    f"after {long}, in the mean, {where}.")
+        says.append(
+            f"Frozen features after {short} epoch{'s' * (short > 1)} are at least as accurate as training from scratch "
+            f"after {long}, in the mean, {where}."
+        )
     idle = [names[count] for count in sizes if np.mean(accuracy[scratch, count, long]) <= chance + 0.02]
     if idle:
         says.append(f"From scratch, the mean is within two points of guessing with {', '.join(idle)} images a class.")

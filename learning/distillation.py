@@ -1,4 +1,5 @@
 """Knowledge distillation: a small network learns the logits of a larger one, the teacher, beside the labels."""
+
 from __future__ import annotations
 
 import hashlib
@@ -25,26 +26,40 @@ class Teacher:
     Raises InputError where the file is missing or damaged, or the teacher knows other classes or takes other images.
     """
 
-    def __init__(self, path: Path, classes: list[str], num_channels: int, mean: tuple[float, ...], std: tuple[float, ...],
-                 device: torch.device, precision: torch.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        classes: list[str],
+        num_channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
         if not path.exists() and (ROOT / path).exists():
             path = ROOT / path
         if not path.exists():
-            raise InputError(f"there is no teacher {path}: train one first (python main.py train --preset teacher), or name other "
-                             "weights with --teacher, or none after it for no teacher")
+            raise InputError(
+                f"there is no teacher {path}: train one first (python main.py train --preset teacher), or name other "
+                "weights with --teacher, or none after it for no teacher"
+            )
         network = TrainedNetwork.load(path, device)
         card = network.card
         if card["classes"] != classes:
-            raise InputError(f"the teacher {path} knows other classes ({', '.join(card['classes'])}) than the data set has "
-                             f"({', '.join(classes)})")
+            raise InputError(
+                f"the teacher {path} knows other classes ({', '.join(card['classes'])}) than the data set has "
+                f"({', '.join(classes)})"
+            )
         if card["num_channels"] != num_channels:
-            raise InputError(f"the teacher {path} takes images of {card['num_channels']} channels, those of the data set have "
-                             f"{num_channels}")
+            raise InputError(
+                f"the teacher {path} takes images of {card['num_channels']} channels, those of the data set have {num_channels}"
+            )
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision
         # From the student's normalisation to the teacher's own: they differ where other images were held out.
-        mean, std, own_mean, own_std = (torch.tensor(values, device=device).view(1, -1, 1, 1)
-                                        for values in (mean, std, card["mean"], card["std"]))
+        mean, std, own_mean, own_std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std, card["mean"], card["std"])
+        )
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 Every process holds the whole network and trains on its part of each batch; the gradients' mean over the processes is that of the
 whole batch, because the parts are equal and the loss is a mean. In a process that was started alone all of this does nothing.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -58,8 +59,10 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         local, devices = _setting("LOCAL_RANK", _setting("RANK")), torch.accelerator.device_count()
         if local >= devices:
-            raise InputError(f"{local + 1} processes on a machine with {devices} devices of type {device.type}: start at most one "
-                             "for each (torchrun --nproc_per_node)")
+            raise InputError(
+                f"{local + 1} processes on a machine with {devices} devices of type {device.type}: start at most one "
+                "for each (torchrun --nproc_per_node)"
+            )
         torch.accelerator.set_device_index(local)
     store = _join(processes, device)
     previous = signal.signal(signal.SIGTERM, _remember_termination)
@@ -81,8 +84,10 @@ def group(device: torch.device) -> Iterator[None]:
 def _setting(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, default)
     if text is None or not str(text).isdecimal():
-        raise InputError(f"{name} is {text!r} in the environment: it must be a whole number; start the processes with torchrun, or "
-                         "unset WORLD_SIZE to train in one")
+        raise InputError(
+            f"{name} is {text!r} in the environment: it must be a whole number; start the processes with torchrun, or "
+            "unset WORLD_SIZE to train in one"
+        )
     return int(text)
 
 
@@ -98,12 +103,15 @@ def _join(processes: int, device: torch.device) -> dist.Store:
         store.wait([f"here/{each}" for each in range(processes)], timedelta(seconds=seconds))
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     except ValueError as error:  # MASTER_ADDR or MASTER_PORT
-        raise InputError(f"{str(error).rpartition(': ')[2]}: start the processes with torchrun, or unset WORLD_SIZE to train in "
-                         "one") from error
+        raise InputError(
+            f"{str(error).rpartition(': ')[2]}: start the processes with torchrun, or unset WORLD_SIZE to train in one"
+        ) from error
     except RuntimeError as error:
-        raise InputError(f"process {rank} could not join the {processes} processes (WORLD_SIZE) at {os.environ['MASTER_ADDR']}:"
-                         f"{os.environ['MASTER_PORT']} within {seconds} s ({str(error).splitlines()[0]}): start all of them, as "
-                         "torchrun does, or give them longer with CONVSPRINT_JOIN_SECONDS") from error
+        raise InputError(
+            f"process {rank} could not join the {processes} processes (WORLD_SIZE) at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within {seconds} s ({str(error).splitlines()[0]}): start all of them, as "
+            "torchrun does, or give them longer with CONVSPRINT_JOIN_SECONDS"
+        ) from error
     return store
 
 

@@ -1,4 +1,5 @@
 """What happened in a training: plain numbers, which checkpoints and records hold, and who is told of it meanwhile."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
 """Weights and images in, predictions out; the evaluation of a network on a split."""
+
 from __future__ import annotations
 
 import collections
@@ -26,8 +27,15 @@ BATCH_SIZE = 128
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device,
-                   precision: torch.dtype, batch_size: int = 500) -> Tensor:
+def predict_logits(
+    model: nn.Module,
+    images: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    precision: torch.dtype,
+    batch_size: int = 500,
+) -> Tensor:
     """Raw logits (N, num_classes), float32 on the CPU, of `images` (N, H, W, C) uint8. Leaves `model` in evaluation mode."""
     model.eval()
     pixels = torch.from_numpy(images)
@@ -118,11 +126,14 @@ class TrainedNetwork:
         Raises InputError where classes or channels are others.
         """
         if list(dataset.classes) != self.card["classes"]:
-            raise InputError(f"the weights know other classes ({', '.join(self.card['classes'])}) than {dataset.name} has "
-                             f"({', '.join(dataset.classes)})")
+            raise InputError(
+                f"the weights know other classes ({', '.join(self.card['classes'])}) than {dataset.name} has "
+                f"({', '.join(dataset.classes)})"
+            )
         if dataset.num_channels != self.card["num_channels"]:
-            raise InputError(f"the weights take {self.card['num_channels']} channels, the images of {dataset.name} have "
-                             f"{dataset.num_channels}")
+            raise InputError(
+                f"the weights take {self.card['num_channels']} channels, the images of {dataset.name} have {dataset.num_channels}"
+            )
         precision = resolve_precision(self.card.get("precision", "fp32"), self.device)
         return loss_and_accuracy(self.logits(dataset.test.images, precision), dataset.test.labels)
 
@@ -130,8 +141,10 @@ class TrainedNetwork:
         """For each row of `logits` (N, num_classes) its `top` most probable classes with their probabilities, the best first."""
         classes = self.card["classes"]
         best = logits.softmax(1).topk(min(top, len(classes)))
-        return [[(classes[i], p) for p, i in zip(*row, strict=True)]
-                for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        return [
+            [(classes[i], p) for p, i in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
     def predict_files(self, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
         """What the network says of each image file, in the order of `paths`: its `top` most probable classes, the best first.

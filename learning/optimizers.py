@@ -1,4 +1,5 @@
 """The optimizers of `TrainConfig.optimizer`."""
+
 from __future__ import annotations
 
 import math
@@ -20,11 +21,19 @@ preparation, in which small matrices are done in fp32 (32x288: 0.14 ms instead o
 def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtype) -> Optimizer:
     """The optimizer of `config` with weight decay on the parameters of two or more dimensions only."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trainable if p.ndim >= 2]},
-              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2]},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.max_lr, momentum=config.momentum, weight_decay=config.weight_decay,
-                   nesterov=config.momentum > 0, fused=True)
+        return SGD(
+            groups,
+            lr=config.max_lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
     options = {"lr": config.max_lr, "betas": (config.momentum, config.beta2), "weight_decay": config.weight_decay, "fused": True}
     return Muon(groups, precision, **options) if config.optimizer == "muon" else AdamW(groups, **options)
 

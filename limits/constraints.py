@@ -3,6 +3,7 @@
 Where torch.fx cannot trace a network, the order in which its modules are called stands for the graph; what it does outside
 of modules is then not seen, and the receptive field is known by gradient only.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -47,16 +48,25 @@ def check(model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels
     try:
         trace = trace_model(model, image_size, num_channels)
     except Exception as error:
-        raise InputError(f"the network fails on a {num_channels}x{image_size[0]}x{image_size[1]} image: "
-                         f"{_one_line(error)}") from error
-    return [_parameters(model), _blocks(trace), _global_average_pooling(trace), _depthwise_separable(trace),
-            _dilated(trace), _receptive_field(model, image_size, num_channels)]
+        raise InputError(
+            f"the network fails on a {num_channels}x{image_size[0]}x{image_size[1]} image: {_one_line(error)}"
+        ) from error
+    return [
+        _parameters(model),
+        _blocks(trace),
+        _global_average_pooling(trace),
+        _depthwise_separable(trace),
+        _dilated(trace),
+        _receptive_field(model, image_size, num_channels),
+    ]
 
 
 def format_table(constraints: list[Constraint]) -> str:
     """The constraints as aligned plain text: name, value, limit, pass or FAIL."""
-    rows = [("constraint", "value", "limit", ""),
-            *((c.name, c.value, c.limit, "pass" if c.passed else "FAIL") for c in constraints)]
+    rows = [
+        ("constraint", "value", "limit", ""),
+        *((c.name, c.value, c.limit, "pass" if c.passed else "FAIL") for c in constraints),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -96,8 +106,7 @@ def _layers(trace: Trace) -> list[Op]:
     pooled vector, which is a linear layer (the gate of squeeze-and-excitation).
     """
     halves = {pointwise for depthwise, pointwise in _separable_pairs(trace) if _block(depthwise) == _block(pointwise)}
-    layers = [op for op in trace.ops if op.is_conv and op not in halves
-              and not (op.is_pointwise and not op.inputs[0].is_map)]
+    layers = [op for op in trace.ops if op.is_conv and op not in halves and not (op.is_pointwise and not op.inputs[0].is_map)]
     for layer in list(layers):
         if _is_shortcut(layer, layers):
             layers.remove(layer)
@@ -151,9 +160,13 @@ def _depthwise_separable(trace: Trace) -> Constraint:
 
 def _dilated(trace: Trace) -> Constraint:
     convs = [op.options for op in trace.ops if op.is_conv]
-    dilations = [max(pair(conv["dilation"])) for conv in convs
-                 if any(kernel > 1 and dilation > 1
-                        for kernel, dilation in zip(pair(conv["kernel_size"]), pair(conv["dilation"]), strict=True))]
+    dilations = [
+        max(pair(conv["dilation"]))
+        for conv in convs
+        if any(
+            kernel > 1 and dilation > 1 for kernel, dilation in zip(pair(conv["kernel_size"]), pair(conv["dilation"]), strict=True)
+        )
+    ]
     value = f"{len(dilations)} dilated" + (f" by {max(dilations)}" if dilations else "")
     return Constraint("dilated", value, ">= 1", bool(dilations))
 
@@ -193,8 +206,11 @@ def load_class(spec: str) -> type[nn.Module]:
         raise InputError(f"cannot import '{location}': {_one_line(error)}") from error
     found = getattr(module, name, None)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        classes = [key for key, value in vars(module).items()
-                   if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__]
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+        ]
         problem = f"'{name}' in '{location}' is not an nn.Module" if found else f"there is no '{name}' in '{location}'"
         raise InputError(f"{problem}; its networks: {', '.join(classes) or 'none'}")
     return found
@@ -209,8 +225,11 @@ def load_network(spec: str, num_channels: int = 3, num_classes: int = 10) -> nn.
     network = load_class(spec)
     name, shape = network.__name__, (2, num_channels, 32, 32)
     problem = f"'{name}' takes neither (num_channels, num_classes) nor no arguments"
-    for args, kwargs in (((), {"num_channels": num_channels, "num_classes": num_classes}),
-                         ((num_channels, num_classes), {}), ((), {})):
+    for args, kwargs in (
+        ((), {"num_channels": num_channels, "num_classes": num_classes}),
+        ((num_channels, num_classes), {}),
+        ((), {}),
+    ):
         try:
             inspect.signature(network).bind(*args, **kwargs)
         except TypeError:

@@ -6,6 +6,7 @@ Convolutional Neural Networks" (Distill, 2019), for any graph. Normalisation cou
 
 Gradient: the pixels where the derivative of that unit is not zero, in a copy of the network that hides none of them.
 """
+
 from __future__ import annotations
 
 import math
@@ -168,8 +169,13 @@ class _Transparent(TorchFunctionMode):
             if name == "adaptive_max_pool2d":
                 return F.adaptive_avg_pool2d(options["input"], options["output_size"])
             if name == "max_pool2d" and pair(options.get("dilation", 1)) == (1, 1):
-                return F.avg_pool2d(options["input"], options["kernel_size"], options.get("stride") or None,
-                                    options.get("padding", 0), options.get("ceil_mode", False))
+                return F.avg_pool2d(
+                    options["input"],
+                    options["kernel_size"],
+                    options.get("stride") or None,
+                    options.get("padding", 0),
+                    options.get("ceil_mode", False),
+                )
         return func(*args, **(kwargs or {}))
 
 

@@ -2,6 +2,7 @@
 
 By torch.fx where it can trace the network, else as the chain of its modules in the order in which they are called.
 """
+
 from __future__ import annotations
 
 import copy
@@ -15,42 +16,64 @@ import torch
 from torch import Tensor, fx, nn
 
 # Positional arguments of the functions whose arguments matter here; the modules that stand for them call theirs alike.
-SIGNATURES = {name: signature.split() for name, signature in {
-    "conv2d": "input weight bias stride padding dilation groups",
-    "max_pool2d": "input kernel_size stride padding dilation",
-    "avg_pool2d": "input kernel_size stride padding",
-    "adaptive_max_pool2d": "input output_size",
-    "adaptive_avg_pool2d": "input output_size",
-    "interpolate": "input size scale_factor mode align_corners",
-    "pixel_shuffle": "input upscale_factor",
-    "pixel_unshuffle": "input downscale_factor",
-    "pad": "input padding",
-    "cat": "tensors dim",
-    "chunk": "input chunks dim",
-    "split": "input size dim",
-    "mean": "input dim",
-    "sum": "input dim",
-    "max": "input dim",
-    "amax": "input dim",
-    "getitem": "input index",
-}.items()}
-MODULES: dict[type[nn.Module], str] = {
-    nn.Conv2d: "conv2d", nn.MaxPool2d: "max_pool2d", nn.AvgPool2d: "avg_pool2d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.Upsample: "interpolate", nn.PixelShuffle: "pixel_shuffle", nn.PixelUnshuffle: "pixel_unshuffle",
-    nn.ZeroPad2d: "pad", nn.ReflectionPad2d: "pad", nn.ReplicationPad2d: "pad",
+SIGNATURES = {
+    name: signature.split()
+    for name, signature in {
+        "conv2d": "input weight bias stride padding dilation groups",
+        "max_pool2d": "input kernel_size stride padding dilation",
+        "avg_pool2d": "input kernel_size stride padding",
+        "adaptive_max_pool2d": "input output_size",
+        "adaptive_avg_pool2d": "input output_size",
+        "interpolate": "input size scale_factor mode align_corners",
+        "pixel_shuffle": "input upscale_factor",
+        "pixel_unshuffle": "input downscale_factor",
+        "pad": "input padding",
+        "cat": "tensors dim",
+        "chunk": "input chunks dim",
+        "split": "input size dim",
+        "mean": "input dim",
+        "sum": "input dim",
+        "max": "input dim",
+        "amax": "input dim",
+        "getitem": "input index",
+    }.items()
 }
-ELEMENTWISE_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm,
-                       nn.modules.dropout._DropoutNd, nn.Identity)
+MODULES: dict[type[nn.Module], str] = {
+    nn.Conv2d: "conv2d",
+    nn.MaxPool2d: "max_pool2d",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.Upsample: "interpolate",
+    nn.PixelShuffle: "pixel_shuffle",
+    nn.PixelUnshuffle: "pixel_unshuffle",
+    nn.ZeroPad2d: "pad",
+    nn.ReflectionPad2d: "pad",
+    nn.ReplicationPad2d: "pad",
+}
+ELEMENTWISE_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.Identity,
+)
 # Activations, and what counts as elementwise by convention though it looks at neighbours (normalisation).
-TRANSPARENT = frozenset(str.split(
-    "alpha_dropout batch_norm celu clamp clamp_max clamp_min dropout dropout2d elu feature_alpha_dropout gelu "
-    "group_norm hardsigmoid hardswish hardtanh instance_norm layer_norm leaky_relu local_response_norm logsigmoid mish "
-    "prelu relu relu6 rrelu selu sigmoid silu softplus softsign tanh tanhshrink threshold"))
+TRANSPARENT = frozenset(
+    str.split(
+        "alpha_dropout batch_norm celu clamp clamp_max clamp_min dropout dropout2d elu feature_alpha_dropout gelu "
+        "group_norm hardsigmoid hardswish hardtanh instance_norm layer_norm leaky_relu local_response_norm logsigmoid mish "
+        "prelu relu relu6 rrelu selu sigmoid silu softplus softsign tanh tanhshrink threshold"
+    )
+)
 ACTIVATION_MODULES = frozenset(name.replace("_", "") for name in TRANSPARENT)
-ELEMENTWISE = TRANSPARENT | frozenset(str.split(
-    "elementwise abs add bfloat16 clone contiguous div exp float half iadd imul isub itruediv lerp log log1p max "
-    "maximum min minimum mul multiply neg pow rsqrt sqrt square sub to truediv type where"))
+ELEMENTWISE = TRANSPARENT | frozenset(
+    str.split(
+        "elementwise abs add bfloat16 clone contiguous div exp float half iadd imul isub itruediv lerp log log1p max "
+        "maximum min minimum mul multiply neg pow rsqrt sqrt square sub to truediv type where"
+    )
+)
 POOLS = frozenset(("max_pool2d", "avg_pool2d"))
 ADAPTIVE_POOLS = frozenset(("adaptive_max_pool2d", "adaptive_avg_pool2d"))
 
@@ -98,8 +121,11 @@ class Op:
         if self.name in ("mean", "amax", "max"):
             dims = self.options.get("dim")
             dims = [dims] if isinstance(dims, int) else dims
-            is_global = (isinstance(dims, (tuple, list)) and len(shape) > 2
-                         and {dim % len(shape) for dim in dims} == set(range(2, len(shape))))
+            is_global = (
+                isinstance(dims, (tuple, list))
+                and len(shape) > 2
+                and {dim % len(shape) for dim in dims} == set(range(2, len(shape)))
+            )
         elif self.name in POOLS:
             is_global = self.shape[2:] == (1, 1) and pair(self.options["kernel_size"]) == shape[2:]
         else:
@@ -216,8 +242,11 @@ def _record_calls(model: nn.Module, image: Tensor) -> tuple[list[Op], Op]:
             name, options = _describe_module(module)
             ops.append(Op(name, path, tuple(result.shape), options, [ops[-1]]))
 
-    leaves = [(path, module) for path, module in model.named_modules()
-              if isinstance(module, tuple(MODULES)) or not list(module.children())]
+    leaves = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, tuple(MODULES)) or not list(module.children())
+    ]
     hooks = [module.register_forward_hook(partial(record, path)) for path, module in leaves]
     try:
         model(image)

@@ -1,4 +1,5 @@
 """The commands for what a training leaves behind: evaluate, predict, report."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -113,7 +114,12 @@ def load_network(weights: Path, device: str) -> TrainedNetwork:
     where = resolve_device(device)
     if weights == DEFAULT_WEIGHTS and not weights.exists():
         others = [path.relative_to(ROOT) for path in sorted(weights.parent.glob("*.safetensors"))]
-        raise InputError(f"the default weights {weights} are missing: " + (
-            f"take others with --weights ({', '.join(map(str, others))})" if others else
-            "`./run.sh sprint` trains some in a second, which --weights then takes"))
+        raise InputError(
+            f"the default weights {weights} are missing: "
+            + (
+                f"take others with --weights ({', '.join(map(str, others))})"
+                if others
+                else "`./run.sh sprint` trains some in a second, which --weights then takes"
+            )
+        )
     return TrainedNetwork.load(weights, where)

@@ -1,4 +1,5 @@
 """Several runs of train beside each other: a table, the validation accuracy as a plot, a page with both."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,18 @@ if TYPE_CHECKING:
 PLOT = "validation-accuracy.png"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by the colour-blind
 LINES = ("-", "--", ":", "-.")
-COLUMNS = ("run", "data set", "epochs", "training loss", "accuracy", "validation loss", "accuracy", "test accuracy", "parameters",
-           "seconds")
+COLUMNS = (
+    "run",
+    "data set",
+    "epochs",
+    "training loss",
+    "accuracy",
+    "validation loss",
+    "accuracy",
+    "test accuracy",
+    "parameters",
+    "seconds",
+)
 
 
 @dataclass
@@ -46,8 +57,13 @@ class Run:
         looked = ("-",) * 5
         if evaluations:
             last = evaluations[-1]
-            looked = (f"{last.epoch:.4g}", f"{last.train_loss:.3f}", f"{last.train_accuracy:.2%}", f"{last.val_loss:.3f}",
-                      f"{last.val_accuracy:.2%}")
+            looked = (
+                f"{last.epoch:.4g}",
+                f"{last.train_loss:.3f}",
+                f"{last.train_accuracy:.2%}",
+                f"{last.val_loss:.3f}",
+                f"{last.val_accuracy:.2%}",
+            )
         test = "-" if self.test_accuracy is None else f"{self.test_accuracy:.2%}"
         parameters = f"{self.card['parameters']:,}" if "parameters" in self.card else "-"
         return name, self.dataset, *looked, test, parameters, f"{self.seconds:,.1f}"
@@ -88,8 +104,12 @@ def format_table(runs: Sequence[Run]) -> str:
     """The runs as aligned plain text, one a line."""
     rows = [COLUMNS, *(run.cells() for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def write(runs: Sequence[Run], folder: Path) -> Path:
@@ -99,8 +119,14 @@ def write(runs: Sequence[Run], folder: Path) -> Path:
     """
     plot = png(validation_figure(runs))
     title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
-    page = render(Path(__file__).with_name("comparison.html.jinja"), heading=title, runs=runs, columns=COLUMNS, plot=data_uri(plot),
-                  plot_text=_describe(runs))
+    page = render(
+        Path(__file__).with_name("comparison.html.jinja"),
+        heading=title,
+        runs=runs,
+        columns=COLUMNS,
+        plot=data_uri(plot),
+        plot_text=_describe(runs),
+    )
     write_atomically(folder / PLOT, plot)
     write_atomically(folder / "comparison.html", page.encode("utf-8", "replace"))
     return folder / "comparison.html"
@@ -120,8 +146,9 @@ def validation_figure(runs: Sequence[Run]) -> Figure:
         marker = "o" if len(evaluations) <= 40 else ""
         epochs, clock = [e.epoch for e in evaluations], [s / size for s in run.history.seconds]
         for axes, places, end in ((by_epoch, epochs, epochs[-1:]), (by_clock, clock, [run.seconds / size])):
-            axes.plot(places, accuracy, line, color=colour, marker=marker, markersize=3.5,
-                      label=run.name if axes is by_epoch else None)
+            axes.plot(
+                places, accuracy, line, color=colour, marker=marker, markersize=3.5, label=run.name if axes is by_epoch else None
+            )
             if run.test_accuracy is not None and end:
                 axes.plot(end, [100 * run.test_accuracy], "*", color=colour, markeredgecolor="white", markersize=11, zorder=5)
     if any(run.test_accuracy is not None for run in runs):
@@ -144,5 +171,10 @@ def _describe(runs: Sequence[Run]) -> str:
     ends = [(run.history.evaluations[-1], run) for run in runs if run.history.evaluations]
     if not ends:
         return "No run has looked at its held-out images yet."
-    return "Validation accuracy at the last look: " + "; ".join(
-        f"{run.name} {last.val_accuracy:.2%} after {last.epoch:.4g} epochs and {run.seconds:,.1f} s" for last, run in ends) + "."
+    return (
+        "Validation accuracy at the last look: "
+        + "; ".join(
+            f"{run.name} {last.val_accuracy:.2%} after {last.epoch:.4g} epochs and {run.seconds:,.1f} s" for last, run in ends
+        )
+        + "."
+    )

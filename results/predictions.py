@@ -1,4 +1,5 @@
 """What `predict` and `evaluate` show: the classes of image files, the accuracy on a test set, a contact sheet."""
+
 from __future__ import annotations
 
 import io
@@ -45,8 +46,13 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
         print(table.head(min(top, len(network.card["classes"]))))
     started = time.perf_counter()
     # Rows that scroll by show the progress where they can be seen.
-    for prediction in tqdm(network.predict_files(paths, top), total=len(paths), unit=" images", leave=False,
-                           disable=True if sys.stdout.isatty() and not as_json else None):
+    for prediction in tqdm(
+        network.predict_files(paths, top),
+        total=len(paths),
+        unit=" images",
+        leave=False,
+        disable=True if sys.stdout.isatty() and not as_json else None,
+    ):
         name = printable(prediction.path)
         if prediction.fault:
             faults.append(prediction.fault)
@@ -74,8 +80,9 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
     return 1 if faults else 0
 
 
-def show_accuracy(network: TrainedNetwork, dataset_name: str, data_dir: Path, as_json: bool = False,
-                  sheet: Path | None = None) -> int:
+def show_accuracy(
+    network: TrainedNetwork, dataset_name: str, data_dir: Path, as_json: bool = False, sheet: Path | None = None
+) -> int:
     """Print accuracy and loss on the test split of a data set; its first images are those of the contact sheet."""
     card = network.card
     dataset = data.load(dataset_name, data_dir, card["image_size"][0])
@@ -83,11 +90,17 @@ def show_accuracy(network: TrainedNetwork, dataset_name: str, data_dir: Path, as
     count = len(dataset.test.labels)
     card_accuracy = card.get("test_accuracy") if dataset.name == card["dataset"] else None
     if as_json:
-        print(json.dumps({"dataset": dataset.name, "images": count, "accuracy": accuracy, "loss": loss,
-                          "card_accuracy": card_accuracy}, indent=1))
+        print(
+            json.dumps(
+                {"dataset": dataset.name, "images": count, "accuracy": accuracy, "loss": loss, "card_accuracy": card_accuracy},
+                indent=1,
+            )
+        )
     else:
-        print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on the {count:,} test images of {dataset.name}"
-              + (f"; the weights' card says {card_accuracy:.2%}" if card_accuracy is not None else ""))
+        print(
+            f"accuracy {accuracy:.2%}, loss {loss:.4f} on the {count:,} test images of {dataset.name}"
+            + (f"; the weights' card says {card_accuracy:.2%}" if card_accuracy is not None else "")
+        )
     if sheet:
         _sheet_of_known(sheet, network, dataset.test.images[:SHEET_IMAGES], dataset.test.labels[:SHEET_IMAGES])
     return 0
@@ -102,13 +115,27 @@ def show_drawings(network: TrainedNetwork, data_dir: Path, as_json: bool, sheet:
     tops = network.most_probable(network.logits(images), top=5)
     correct = sum(top[0][0] == classes[label] for top, label in zip(tops, labels, strict=True))
     accuracy = network.card.get("test_accuracy")
-    print(f"note: CIFAR-10 is not in {data_dir} and cannot be downloaded: here are {len(labels)} drawings of the project's own. "
-          "They show that the weights work on this machine, not how accurate they are on photographs"
-          + (f"; that, says their card, is {accuracy:.2%}" if accuracy is not None else ""), file=sys.stderr)
+    print(
+        f"note: CIFAR-10 is not in {data_dir} and cannot be downloaded: here are {len(labels)} drawings of the project's own. "
+        "They show that the weights work on this machine, not how accurate they are on photographs"
+        + (f"; that, says their card, is {accuracy:.2%}" if accuracy is not None else ""),
+        file=sys.stderr,
+    )
     if as_json:
-        print(json.dumps({"dataset": "drawings", "images": len(labels), "correct": correct, "card_accuracy": accuracy,
-                          "predictions": [{"true": classes[label], "top": _as_json(top)}
-                                          for top, label in zip(tops, labels, strict=True)]}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "dataset": "drawings",
+                    "images": len(labels),
+                    "correct": correct,
+                    "card_accuracy": accuracy,
+                    "predictions": [
+                        {"true": classes[label], "top": _as_json(top)} for top, label in zip(tops, labels, strict=True)
+                    ],
+                },
+                indent=1,
+            )
+        )
     else:
         names = [f"drawing of {classes[label]}" for label in labels]
         table = Table(names, classes)
@@ -129,14 +156,18 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
     for path in named:
         if os.path.isdir(path):
             images, others = [], []
-            for folder, folders, files in os.walk(path, onerror=lambda error: faults.append(
-                    f"cannot look into {printable(error.filename)}: {error.strerror}")):
+            for folder, folders, files in os.walk(
+                path, onerror=lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
+            ):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in sorted(name for name in files if not name.startswith(".")):
                     (images if name.lower().endswith(IMAGE_ENDINGS) else others).append(Path(folder, name))
             if others:
-                print(f"note: {len(others):,} file{'s' * (len(others) > 1)} in {printable(path)} left out, without the ending "
-                      f"of an image, as {printable(others[0])}", file=sys.stderr)
+                print(
+                    f"note: {len(others):,} file{'s' * (len(others) > 1)} in {printable(path)} left out, without the ending "
+                    f"of an image, as {printable(others[0])}",
+                    file=sys.stderr,
+                )
             if not images:
                 faults.append(f"{printable(path)} holds no image: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
             found += images
@@ -201,8 +232,9 @@ def write_sheet(path: Path, cells: Sequence[tuple[np.ndarray, Top, str, bool]]) 
 def _sheet_of_known(path: Path, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> None:
     truth = [network.card["classes"][label] for label in labels]
     tops = network.most_probable(network.logits(images), top=2)
-    write_sheet(path, [(image, top, f"true: {name}", name != top[0][0])
-                       for image, top, name in zip(images, tops, truth, strict=True)])
+    write_sheet(
+        path, [(image, top, f"true: {name}", name != top[0][0]) for image, top, name in zip(images, tops, truth, strict=True)]
+    )
 
 
 def _as_json(top: Top) -> list[dict[str, Any]]:

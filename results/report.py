@@ -3,6 +3,7 @@
 Each `..._figure` function takes plain data and returns a new matplotlib figure, or draws into the sub-figure it is given;
 `png` renders one. pyplot and its global state are not used.
 """
+
 from __future__ import annotations
 
 import base64
@@ -31,8 +32,19 @@ MAX_NAMED_CLASSES = 20  # with more, neither names nor numbers are legible in a 
 MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
 
 
-def write_report(folder: Path, *, title: str, command: str, history: History, test: Split, logits: Tensor, card: dict[str, Any],
-                 config: dict[str, Any], constraints: list[Constraint], environment: dict[str, Any]) -> Path:
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    history: History,
+    test: Split,
+    logits: Tensor,
+    card: dict[str, Any],
+    config: dict[str, Any],
+    constraints: list[Constraint],
+    environment: dict[str, Any],
+) -> Path:
     """Write the report of a run into `folder`: report.html, curves.png, confusion.png, mistakes.png, and run.png, all in one.
 
     Args:
@@ -59,18 +71,35 @@ def write_report(folder: Path, *, title: str, command: str, history: History, te
     curves = png(curves_figure(history, target, accuracy))
     confusion = png(confusion_figure(test.labels, predictions, classes))
     page = render(
-        Path(__file__).with_name("report.html.jinja"), title=title, command=command, classes=classes, accuracy=accuracy,
-        target=target, history=history,
-        num_test=len(test.labels), num_correct=int((predictions == test.labels).sum()), parameters=card.get("parameters"),
-        curves=data_uri(curves), curves_text=_describe_curves(history), confusion=data_uri(confusion),
+        Path(__file__).with_name("report.html.jinja"),
+        title=title,
+        command=command,
+        classes=classes,
+        accuracy=accuracy,
+        target=target,
+        history=history,
+        num_test=len(test.labels),
+        num_correct=int((predictions == test.labels).sum()),
+        parameters=card.get("parameters"),
+        curves=data_uri(curves),
+        curves_text=_describe_curves(history),
+        confusion=data_uri(confusion),
         confusion_text=_describe_confusion(test.labels, predictions, classes),
         named=len(classes) <= MAX_NAMED_CLASSES,
         per_class=per_class_scores(test.labels, predictions, len(classes)),
-        mistakes=[{"image": data_uri(_thumbnail(test.images[i])), "index": i, "predicted": classes[predictions[i]],
-                   "probability": probabilities[i].max(), "true": classes[test.labels[i]]}
-                  for i in confident_mistakes(test.labels, probabilities)],
+        mistakes=[
+            {
+                "image": data_uri(_thumbnail(test.images[i])),
+                "index": i,
+                "predicted": classes[predictions[i]],
+                "probability": probabilities[i].max(),
+                "true": classes[test.labels[i]],
+            }
+            for i in confident_mistakes(test.labels, probabilities)
+        ],
         constraints=constraints,
-        network=_rows({key: value for key, value in card.items() if key != "classes"}), configuration=_rows(config),
+        network=_rows({key: value for key, value in card.items() if key != "classes"}),
+        configuration=_rows(config),
         environment=_rows(environment),
     )
     write_atomically(folder / "curves.png", curves)
@@ -81,8 +110,9 @@ def write_report(folder: Path, *, title: str, command: str, history: History, te
     return folder / "report.html"
 
 
-def curves_figure(history: History, target: float | None = None, test_accuracy: float | None = None,
-                  into: SubFigure | None = None) -> Figure | SubFigure:
+def curves_figure(
+    history: History, target: float | None = None, test_accuracy: float | None = None, into: SubFigure | None = None
+) -> Figure | SubFigure:
     """Loss, accuracy and learning rate of a run over the images seen; the clock in seconds along the top.
 
     `target` and `test_accuracy` (0 to 1) are drawn as a line and as a point where training stopped.
@@ -108,8 +138,16 @@ def curves_figure(history: History, target: float | None = None, test_accuracy: 
     if target is not None:
         accuracy.axhline(100 * target, color=GREY, linestyle=":", label=f"target {100 * target:.4g}%")
     if test_accuracy is not None:
-        accuracy.plot([history.images_seen], [100 * test_accuracy], "*", color="black", markersize=11, clip_on=False, zorder=5,
-                      label=f"test {test_accuracy:.2%}")
+        accuracy.plot(
+            [history.images_seen],
+            [100 * test_accuracy],
+            "*",
+            color="black",
+            markersize=11,
+            clip_on=False,
+            zorder=5,
+            label=f"test {test_accuracy:.2%}",
+        )
     loss.set_ylabel("loss: cross-entropy (nats)")
     accuracy.set_ylabel("accuracy (%)")
     rate.set(xlabel="images seen", ylabel="learning rate")
@@ -124,8 +162,9 @@ def curves_figure(history: History, target: float | None = None, test_accuracy: 
     return figure
 
 
-def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str],
-                     into: SubFigure | None = None) -> Figure | SubFigure:
+def confusion_figure(
+    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], into: SubFigure | None = None
+) -> Figure | SubFigure:
     """The confusion matrix of N class indices `labels` and `predictions`, each row normalised to the images of its true class.
 
     Up to 20 classes are named, their cells filled with percentages and counts (where a sub-figure has the room).
@@ -158,13 +197,26 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     cell = 72 * 0.72 * figure.bbox.width / figure.dpi / num_classes  # points; names and margins take the rest of the width
     for true, predicted in np.argwhere(counts) if cell > 18 else ():
         share = shares[true, predicted]
-        axes.text(predicted, true, f"{share:.0%}\n{counts[true, predicted]:,}", ha="center", va="center",
-                  fontsize=min(12, 0.27 * cell), color="white" if share > 0.7 else "black")
+        axes.text(
+            predicted,
+            true,
+            f"{share:.0%}\n{counts[true, predicted]:,}",
+            ha="center",
+            va="center",
+            fontsize=min(12, 0.27 * cell),
+            color="white" if share > 0.7 else "black",
+        )
     return figure
 
 
-def mistakes_figure(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
-                    columns: int = 8, into: SubFigure | None = None) -> Figure | SubFigure:
+def mistakes_figure(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    columns: int = 8,
+    into: SubFigure | None = None,
+) -> Figure | SubFigure:
     """The most confident mistakes, each with the predicted class, its probability and the true class.
 
     `images` is (N, H, W, C) uint8 with C 1 or 3, `labels` (N,) class indices, `probabilities` (N, num_classes).
@@ -221,8 +273,9 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _run_figure(title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray,
-                classes: Sequence[str]) -> Figure:
+def _run_figure(
+    title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray, classes: Sequence[str]
+) -> Figure:
     """Curves, confusion matrix and mistakes side by side."""
     figure = new_figure(16, 7)
     figure.suptitle(_short(title, 110), fontsize=14, parse_math=False)
@@ -284,9 +337,11 @@ def _describe_curves(history: History) -> str:
     if not history.evaluations:
         return "The run made no evaluation: there are no curves."
     last = history.evaluations[-1]
-    return (f"At the last of {len(history.evaluations)} evaluations, after {last.images_seen:,} images: training loss "
-            f"{last.train_loss:.3f}, accuracy {last.train_accuracy:.1%}; validation loss {last.val_loss:.3f}, accuracy "
-            f"{last.val_accuracy:.1%}.")
+    return (
+        f"At the last of {len(history.evaluations)} evaluations, after {last.images_seen:,} images: training loss "
+        f"{last.train_loss:.3f}, accuracy {last.train_accuracy:.1%}; validation loss {last.val_loss:.3f}, accuracy "
+        f"{last.val_accuracy:.1%}."
+    )
 
 
 def _describe_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> str:
@@ -296,9 +351,14 @@ def _describe_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Se
         return "No image was taken for one of another class."
     pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
     worst = np.argsort(-counts, kind="stable")[:3]
-    return "Most frequent: " + "; ".join(
-        f"{classes[pairs[0, k]]} taken for {classes[pairs[1, k]]}, {counts[k]:,} of {(labels == pairs[0, k]).sum():,}"
-        for k in worst) + "."
+    return (
+        "Most frequent: "
+        + "; ".join(
+            f"{classes[pairs[0, k]]} taken for {classes[pairs[1, k]]}, {counts[k]:,} of {(labels == pairs[0, k]).sum():,}"
+            for k in worst
+        )
+        + "."
+    )
 
 
 def _rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -325,8 +385,9 @@ def render(template: Path, **values: Any) -> str:
     """A page from a template, every value HTML-escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["duration"] = _duration
     environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
     return environment.get_template(template.name).render(values)

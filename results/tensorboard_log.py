@@ -1,4 +1,5 @@
 """A training as TensorBoard shows it: curves, graph, histograms, augmented images, confusion matrix, hyper-parameters."""
+
 from __future__ import annotations
 
 import contextlib
@@ -116,10 +117,16 @@ class TensorBoardLog(Observer):
         self._scalars(step + 1, {"test/loss": loss, "test/accuracy": accuracy})
 
     def _curves(self, evaluation: Evaluation) -> None:
-        self._scalars(evaluation.step, {
-            "loss/training": evaluation.train_loss, "loss/validation": evaluation.val_loss,
-            "accuracy/training": evaluation.train_accuracy, "accuracy/validation": evaluation.val_accuracy,
-            "learning_rate": evaluation.learning_rate})
+        self._scalars(
+            evaluation.step,
+            {
+                "loss/training": evaluation.train_loss,
+                "loss/validation": evaluation.val_loss,
+                "accuracy/training": evaluation.train_accuracy,
+                "accuracy/validation": evaluation.val_accuracy,
+                "learning_rate": evaluation.learning_rate,
+            },
+        )
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         with self._faults_in_one_line():
@@ -157,8 +164,10 @@ class TensorBoardLog(Observer):
         try:
             yield
         except OSError as error:
-            raise InputError(f"cannot write the TensorBoard log in {self.folder}: {error.strerror or error}; the last checkpoint "
-                             "is kept, and the same command with --resume goes on from it") from error
+            raise InputError(
+                f"cannot write the TensorBoard log in {self.folder}: {error.strerror or error}; the last checkpoint "
+                "is kept, and the same command with --resume goes on from it"
+            ) from error
 
     def _quiet_about_files(self, arguments: threading.ExceptHookArgs) -> None:
         """The writer's thread keeps its error for the next call, which tells it; its traceback says nothing more."""

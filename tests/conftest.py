@@ -1,4 +1,5 @@
 """What several test files share: the command line as a user runs it, and small data sets of real files."""
+
 from __future__ import annotations
 
 import os
@@ -37,8 +38,9 @@ def random_split(count: int, classes: int = 10, height: int = 32, width: int = 3
 
 def run_main(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`python main.py ARGUMENTS` in a process of its own, its output as text."""
-    return subprocess.run([sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=cwd, env=env, text=True,
-                          capture_output=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=cwd, env=env, text=True, capture_output=True
+    )
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:

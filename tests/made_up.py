@@ -1,4 +1,5 @@
 """Made-up submissions, the data set they are graded on, and how they are submitted."""
+
 from __future__ import annotations
 
 import contextlib
@@ -76,8 +77,11 @@ def submit(folder: Path, store: Path, contents: dict[str, dict[str, bytes]], **f
         (folder / name).mkdir(parents=True)
         for file, data in content.items():
             (folder / name / file).write_bytes(data)
-        (folder / name / "submission.json").write_text(json.dumps(
-            {"assignment_name": "hw", "contributors": [{"name": name.title(), "pennkey": name}], "sources": ["none"], **fields}))
+        (folder / name / "submission.json").write_text(
+            json.dumps(
+                {"assignment_name": "hw", "contributors": [{"name": name.title(), "pennkey": name}], "sources": ["none"], **fields}
+            )
+        )
     result = run_main("submit", *(folder / name for name in contents), "--store", store)
     assert result.returncode == 0, result.stderr
 

@@ -1,4 +1,5 @@
 """The references are what they claim; the record, its table and its plot say what the runs said."""
+
 import json
 import subprocess
 import sys
@@ -24,11 +25,14 @@ def noise():
     return ImageDataset("noise", random_split(2000), random_split(100), tuple("abcdefghij"))
 
 
-@pytest.mark.parametrize(("name", "parameters", "mult_adds"), [
-    ("dense", 246_314, 12.7e6),
-    ("airbench", 1_972_792, 118.2e6),  # airbench94: 1.97 million
-    ("undownsampled", 198_757, 198e6),
-])
+@pytest.mark.parametrize(
+    ("name", "parameters", "mult_adds"),
+    [
+        ("dense", 246_314, 12.7e6),
+        ("airbench", 1_972_792, 118.2e6),  # airbench94: 1.97 million
+        ("undownsampled", 198_757, 198e6),
+    ],
+)
 def test_references_have_the_size_they_claim(name, parameters, mult_adds):
     model = REFERENCES[name].build(3, 10).eval()
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -77,8 +81,18 @@ def test_a_run_is_cut_at_its_limit_and_keeps_its_curve(noise):
 
 
 def made_up(seconds: float, reached: bool = True, **more) -> dict:
-    return {"seed": 0, "seconds": seconds, "reached": reached, "parameters": 1234, "test_accuracy": 0.56, "test_passes": 1,
-            "images_seen": 5, "process_seconds": seconds + 2, "curve": [(seconds / 2, 0.4), (seconds, 0.57)], **more}
+    return {
+        "seed": 0,
+        "seconds": seconds,
+        "reached": reached,
+        "parameters": 1234,
+        "test_accuracy": 0.56,
+        "test_passes": 1,
+        "images_seen": 5,
+        "process_seconds": seconds + 2,
+        "curve": [(seconds / 2, 0.4), (seconds, 0.57)],
+        **more,
+    }
 
 
 @pytest.fixture
@@ -87,14 +101,29 @@ def record():
     for name in ("curve", "test_accuracy"):
         del harness[name]
     step = {"seed": 0, "parameters": 5, "step_seconds": 4.0, "seconds": 3125.0, "process_seconds": 12.0}
-    return sprint.make_record({"sprint": [made_up(s) for s in (1.0, 0.8, 1.2)], "harness": [harness], "ours": [made_up(1.1)],
-                               "dense": [made_up(10.0), made_up(14.0, False)], "airbench": [made_up(70.0, False, curve=[])],
-                               "undownsampled": [step]}, threads=2, quick=False)
+    return sprint.make_record(
+        {
+            "sprint": [made_up(s) for s in (1.0, 0.8, 1.2)],
+            "harness": [harness],
+            "ours": [made_up(1.1)],
+            "dense": [made_up(10.0), made_up(14.0, False)],
+            "airbench": [made_up(70.0, False, curve=[])],
+            "undownsampled": [step],
+        },
+        threads=2,
+        quick=False,
+    )
 
 
 def test_summaries_count_every_run():
     assert sprint.summarise([made_up(s) for s in (3.0, 1.0, 2.0)]) == {
-        "runs": 3, "median_seconds": 2.0, "min_seconds": 1.0, "max_seconds": 3.0, "misses": 0, "median_is_a_bound": False}
+        "runs": 3,
+        "median_seconds": 2.0,
+        "min_seconds": 1.0,
+        "max_seconds": 3.0,
+        "misses": 0,
+        "median_is_a_bound": False,
+    }
 
 
 @pytest.mark.parametrize(("missed_after", "bound"), [(1.0, True), (3.0, True), (9.0, False)])
@@ -166,8 +195,11 @@ def test_runs_are_interleaved_and_an_interrupt_keeps_them(tmp_path):
 
 def test_scripts_refuse_bad_input_in_one_line(tmp_path, monkeypatch, capsys):
     script = [sys.executable, ROOT / "benchmarks" / "sprint.py"]
-    assert_refused(subprocess.run([*script, "--data-dir", tmp_path], text=True, capture_output=True, cwd=tmp_path),
-                   "no CIFAR-10", str(tmp_path))
+    assert_refused(
+        subprocess.run([*script, "--data-dir", tmp_path], text=True, capture_output=True, cwd=tmp_path),
+        "no CIFAR-10",
+        str(tmp_path),
+    )
     monkeypatch.setattr(sys, "argv", ["references.py", "nothing", "--json", "x"])
     assert references.main() == 2
     assert "unknown reference 'nothing'" in capsys.readouterr().err
@@ -180,8 +212,27 @@ def test_every_reference_ends_at_the_target_of_the_sprint():
 def test_pipeline_record(tmp_path):
     path = tmp_path / "records" / "pipeline.json"
     result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "pipeline.py", "--quick", "--dataset", "digits", "--presets", "sprint", "baseline",
-         "--workers", "1", "--images-per-draw", "1", "16", "--json", path], text=True, capture_output=True, cwd=tmp_path)
+        [
+            sys.executable,
+            ROOT / "benchmarks" / "pipeline.py",
+            "--quick",
+            "--dataset",
+            "digits",
+            "--presets",
+            "sprint",
+            "baseline",
+            "--workers",
+            "1",
+            "--images-per-draw",
+            "1",
+            "16",
+            "--json",
+            path,
+        ],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     record = json.loads(path.read_text())
     assert record["dataset"] == "digits" and record["quick"]
@@ -202,11 +253,14 @@ def test_pipeline_record(tmp_path):
     assert f"{record['training'][1]['waiting_share']['median']:.1%} (" in table
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("--presets", "nothing"), "unknown preset 'nothing'"),
-    (("--steps", "10"), "--steps must be above 10"),
-    (("--dataset", "digits", "--images-per-draw", "3"), "multiple of 3"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--presets", "nothing"), "unknown preset 'nothing'"),
+        (("--steps", "10"), "--steps must be above 10"),
+        (("--dataset", "digits", "--images-per-draw", "3"), "multiple of 3"),
+    ],
+)
 def test_pipeline_refuses_bad_input_in_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
     assert run_command(pipeline.Pipeline, pipeline.__doc__) == 2
@@ -238,14 +292,29 @@ def test_results_from_records(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "RECORDS", tmp_path)
     evaluations = [{"val_accuracy": 0.7}, {"val_accuracy": 0.85}]
     machine = {"hardware": {"processor": "P", "bf16": None, "cores": 2, "threads": 2}, "versions": {"torch": "2"}}
-    card = {"parameters": 194_154, "mult_adds": 12_120_000, "epochs": 8.0, "seconds": 95.4, "val_accuracy": 0.8612,
-            "test_accuracy": 0.8534, **machine}
+    card = {
+        "parameters": 194_154,
+        "mult_adds": 12_120_000,
+        "epochs": 8.0,
+        "seconds": 95.4,
+        "val_accuracy": 0.8612,
+        "test_accuracy": 0.8534,
+        **machine,
+    }
     records = {"fast85": {"card": card, "config": {"seed": 0}, "history": {"seconds": [40.0, 95.0], "evaluations": evaluations}}}
     text = accuracy.table(records)
     assert "| 194,154 | 12.1 M | 8 | 95 s | 86.12% | 85.34% |" in text
     assert "seeds" not in text
-    runs = {"target": 0.85, "runs": [{}, {}, {}], "median_seconds": 95.2, "min_seconds": 90.0, "max_seconds": 99.9, "misses": 1,
-            "command": "python main.py sprint --preset fast85", **machine}
+    runs = {
+        "target": 0.85,
+        "runs": [{}, {}, {}],
+        "median_seconds": 95.2,
+        "min_seconds": 90.0,
+        "max_seconds": 99.9,
+        "misses": 1,
+        "command": "python main.py sprint --preset fast85",
+        **machine,
+    }
     (tmp_path / "fast85-seeds.json").write_text(json.dumps(runs))
     assert "3 seeds, each a fresh process: median 95 s (90 to 100), 1 missed" in accuracy.table(records)
     for plot in (accuracy.plot_parameters, accuracy.plot_learning):
@@ -262,8 +331,23 @@ def test_results_without_records_are_one_line(tmp_path, monkeypatch):
 
 def test_inference_record(tmp_path):
     file = tmp_path / "record.json"
-    result = subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "sprint", "--batch-size", "16",
-                             "--rounds", "2", "--no-compile", "--json", file], text=True, capture_output=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "benchmarks" / "inference.py",
+            "--presets",
+            "sprint",
+            "--batch-size",
+            "16",
+            "--rounds",
+            "2",
+            "--no-compile",
+            "--json",
+            file,
+        ],
+        text=True,
+        capture_output=True,
+    )
     assert result.returncode == 0, result.stderr
     rates = json.loads(file.read_text())["images_per_second"]["sprint"]
     assert {"fp32"} < set(rates)
@@ -272,5 +356,7 @@ def test_inference_record(tmp_path):
 
 
 def test_inference_of_an_unknown_preset_is_one_line():
-    assert_refused(subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "none"], text=True,
-                                  capture_output=True), "unknown preset 'none'")
+    assert_refused(
+        subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "none"], text=True, capture_output=True),
+        "unknown preset 'none'",
+    )

@@ -1,4 +1,5 @@
 """The command line as a user runs it: each command, its exit status, and one clear line for bad input."""
+
 import json
 import os
 import signal
@@ -20,8 +21,22 @@ from conftest import ALL_THREADS, DATA, ROOT, assert_refused, needs_cifar10, run
 def trained(shapes_npz, tmp_path_factory):
     """The folder of a short training through the command line."""
     out = tmp_path_factory.mktemp("run")
-    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--epochs", 2, "--augment", 0, "--val-images", 100,
-                      "--batch-size", 64, "--out", out, "--report")
+    result = run_main(
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--epochs",
+        2,
+        "--augment",
+        0,
+        "--val-images",
+        100,
+        "--batch-size",
+        64,
+        "--out",
+        out,
+        "--report",
+    )
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
@@ -38,9 +53,11 @@ def test_help_names_every_command_and_field():
 
 
 def test_help_waits_for_no_heavy_library():
-    code = ("import sys; sys.argv = ['main.py', '--help']; sys.path.insert(0, '.')\n"
-            "try: import main; main.main(['--help'])\n"
-            "except SystemExit: print(*sorted({m.split('.')[0] for m in sys.modules}))")
+    code = (
+        "import sys; sys.argv = ['main.py', '--help']; sys.path.insert(0, '.')\n"
+        "try: import main; main.main(['--help'])\n"
+        "except SystemExit: print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
     assert "tyro" in loaded
     assert not {"torch", "torchvision", "albumentations", "matplotlib", "sklearn", "cv2", "numpy"} & set(loaded)
@@ -61,8 +78,21 @@ def test_train_reports_and_keeps(trained):
     assert "C1" in text
     assert "test accuracy" in text
     card = json.loads((out / "model.json").read_text())
-    for key in ("preset", "net", "parameters", "classes", "mean", "std", "test_accuracy", "val_accuracy", "seconds", "command",
-                "hardware", "versions", "image_size"):
+    for key in (
+        "preset",
+        "net",
+        "parameters",
+        "classes",
+        "mean",
+        "std",
+        "test_accuracy",
+        "val_accuracy",
+        "seconds",
+        "command",
+        "hardware",
+        "versions",
+        "image_size",
+    ):
         assert key in card
     assert (out / "report.html").stat().st_size > 10_000
 
@@ -112,28 +142,31 @@ def test_weights_of_another_architecture(trained, tmp_path):
     assert_refused(run_main("evaluate", "--weights", tmp_path / "bare.safetensors"), "not written by this project")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["sprit"], ["unknown command 'sprit'", "sprint"]),
-    (["sprint", "--dataset", "cifar11"], ["unknown data set", "cifar10"]),
-    (["sprint", "--target", "1.5"], ["--target is 1.5"]),
-    (["sprint", "--target", "0"], ["--target is 0"]),
-    (["sprint", "--seeds", "0"], ["--seeds"]),
-    (["sprint", "--seed", "x"], ["--seed", "invalid"]),
-    (["sprint", "--bogus", "1"], ["--bogus"]),
-    (["train", "--preset", "fastest"], ["unknown preset 'fastest'", "baseline"]),
-    (["train", "--learning-rate", "1"], ["--learning-rate"]),
-    (["train", "--epochs", "0"], ["epochs is 0"]),
-    (["train", "--optimizer", "adam"], ["adamw"]),
-    (["train", "--dataset", "digits", "--device", "tpu"], ["unknown device 'tpu'"]),
-    (["evaluate"], ["--weights"]),
-    (["predict", "--weights", "x.safetensors"], ["x.safetensors", "No such file"]),
-    (["predict", "--top", "0"], ["--top is 0"]),
-    (["predict", "x.png", "--dataset", "digits"], ["--dataset", "without images"]),
-    (["report"], ["no run named", "runs/"]),
-    (["summary", "--preset", "none"], ["unknown preset"]),
-    (["check", "nothing.py:Net"], ["nothing.py"]),
-    (["check", "model.py:Nett"], ["Nett", "Net"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sprit"], ["unknown command 'sprit'", "sprint"]),
+        (["sprint", "--dataset", "cifar11"], ["unknown data set", "cifar10"]),
+        (["sprint", "--target", "1.5"], ["--target is 1.5"]),
+        (["sprint", "--target", "0"], ["--target is 0"]),
+        (["sprint", "--seeds", "0"], ["--seeds"]),
+        (["sprint", "--seed", "x"], ["--seed", "invalid"]),
+        (["sprint", "--bogus", "1"], ["--bogus"]),
+        (["train", "--preset", "fastest"], ["unknown preset 'fastest'", "baseline"]),
+        (["train", "--learning-rate", "1"], ["--learning-rate"]),
+        (["train", "--epochs", "0"], ["epochs is 0"]),
+        (["train", "--optimizer", "adam"], ["adamw"]),
+        (["train", "--dataset", "digits", "--device", "tpu"], ["unknown device 'tpu'"]),
+        (["evaluate"], ["--weights"]),
+        (["predict", "--weights", "x.safetensors"], ["x.safetensors", "No such file"]),
+        (["predict", "--top", "0"], ["--top is 0"]),
+        (["predict", "x.png", "--dataset", "digits"], ["--dataset", "without images"]),
+        (["report"], ["no run named", "runs/"]),
+        (["summary", "--preset", "none"], ["unknown preset"]),
+        (["check", "nothing.py:Net"], ["nothing.py"]),
+        (["check", "model.py:Nett"], ["Nett", "Net"]),
+    ],
+)
 def test_bad_usage_is_one_line(arguments, words):
     assert_refused(run_main(*arguments, cwd=ROOT), *words)
 
@@ -153,7 +186,8 @@ def test_check_fails_a_network_that_breaks_the_rules(tmp_path):
         "class Bad(torch.nn.Sequential):\n"
         "    def __init__(self, num_channels, num_classes):\n"
         "        super().__init__(torch.nn.Conv2d(num_channels, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),\n"
-        "                         torch.nn.Flatten(), torch.nn.Linear(8, num_classes))\n")
+        "                         torch.nn.Flatten(), torch.nn.Linear(8, num_classes))\n"
+    )
     result = run_main("check", f"{tmp_path / 'bad.py'}:Bad")
     assert result.returncode == 1, result.stderr
     assert "FAIL" in result.stdout
@@ -163,8 +197,19 @@ def test_sprint_of_a_preset_without_a_target_asks_for_one():
     assert_refused(run_main("sprint", "--preset", "accurate", "--dataset", "digits"), "no target", "--target")
 
 
-RECORD_KEYS = {"dataset", "preset", "target", "runs", "median_seconds", "min_seconds", "max_seconds", "misses", "hardware",
-               "versions", "command"}
+RECORD_KEYS = {
+    "dataset",
+    "preset",
+    "target",
+    "runs",
+    "median_seconds",
+    "min_seconds",
+    "max_seconds",
+    "misses",
+    "hardware",
+    "versions",
+    "command",
+}
 RUN_KEYS = {"seed", "reached", "seconds", "process_seconds", "test_accuracy", "test_passes", "images_seen", "parameters"}
 
 
@@ -197,8 +242,7 @@ def test_missed_target_is_status_3(shapes_npz, tmp_path, monkeypatch, capsys):
 
 @needs_cifar10
 def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
-    result = run_main("sprint", "--dataset", "cifar10", "--data-dir", DATA, "--json", tmp_path / "record.json",
-                      env=ALL_THREADS)
+    result = run_main("sprint", "--dataset", "cifar10", "--data-dir", DATA, "--json", tmp_path / "record.json", env=ALL_THREADS)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = json.loads((tmp_path / "record.json").read_text())["runs"]
     assert run["reached"]
@@ -213,8 +257,13 @@ def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.3, 1.5])  # the second seed's process is importing, or training
 def test_interrupted_sprint(shapes_npz, seconds):
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", "50"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout.readline().startswith("seed 0")
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
@@ -224,8 +273,13 @@ def test_interrupted_sprint(shapes_npz, seconds):
 
 
 def test_interrupted_while_importing():
-    process = subprocess.Popen([sys.executable, "-X", "importtime", ROOT / "main.py", "--help"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", ROOT / "main.py", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while "tyro." not in process.stderr.readline():  # the first of its modules is imported, others come
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)

@@ -1,4 +1,5 @@
 """The network: shapes, the space-to-batch convolution, whitening, and what a course's loop sees of it."""
+
 import inspect
 import subprocess
 import sys
@@ -24,13 +25,18 @@ def test_space_to_batch_equals_the_dilated_convolution(size, dilation):
     assert ours.shape == plain.shape
     assert torch.allclose(ours, plain, atol=1e-12)
     upstream = torch.randn_like(ours)
-    for a, b in zip(torch.autograd.grad(ours, (x, module.weight), upstream),
-                    torch.autograd.grad(plain, (x, module.weight), upstream), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, module.weight), upstream),
+        torch.autograd.grad(plain, (x, module.weight), upstream),
+        strict=True,
+    ):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch", "channels", "height", "width", "classes"),
-                         [(1, 1, 28, 28, 10), (2, 3, 32, 32, 100), (3, 4, 32, 32, 2), (1, 3, 47, 33, 10), (1, 3, 64, 64, 10)])
+@pytest.mark.parametrize(
+    ("batch", "channels", "height", "width", "classes"),
+    [(1, 1, 28, 28, 10), (2, 3, 32, 32, 100), (3, 4, 32, 32, 2), (1, 3, 47, 33, 10), (1, 3, 64, 64, 10)],
+)
 def test_any_batch_channels_size_and_classes(batch, channels, height, width, classes):
     for network in (Net(channels, classes), Model(channels, classes)):
         network.eval()
@@ -82,8 +88,9 @@ def test_residual_1x1_layer_is_its_convolution_added_to_its_input():
     torch.nn.init.normal_(layer.weight)
     ours, plain = layer(x), F.relu(x + layer.scale * F.conv2d(x, layer.weight))
     assert torch.allclose(ours, plain, atol=1e-12)
-    for a, b in zip(torch.autograd.grad(ours.sum(), (x, layer.weight)), torch.autograd.grad(plain.sum(), (x, layer.weight)),
-                    strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours.sum(), (x, layer.weight)), torch.autograd.grad(plain.sum(), (x, layer.weight)), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-12)
 
 
@@ -134,16 +141,19 @@ def test_course_interface_is_annotated_and_documented():
 @pytest.mark.parametrize("module", ["model", "config"])
 def test_stands_alone(module):
     """Importing it imports no other file of this repository."""
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; "
-            f"print(*(n for n, m in sys.modules.items() if str(getattr(m, '__file__', '')).startswith({str(ROOT)!r})))")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; "
+        f"print(*(n for n, m in sys.modules.items() if str(getattr(m, '__file__', '')).startswith({str(ROOT)!r})))"
+    )
     ours = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
     assert [name for name in ours if ".venv" not in name and not name.startswith(("torch", "numpy"))] != []
     project = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {name.partition(".")[0] for name in ours} & project == {module}
 
 
-@pytest.mark.parametrize(("preset", "lowest_weight", "left"), [
-    ("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("accurate", -1.5, 2)])
+@pytest.mark.parametrize(
+    ("preset", "lowest_weight", "left"), [("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("accurate", -1.5, 2)]
+)
 def test_folded_network_predicts_the_same(preset, lowest_weight, left):
     """Behind max-pooling a BatchNorm with a negative weight is left."""
     torch.manual_seed(0)

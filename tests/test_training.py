@@ -1,4 +1,5 @@
 """The Trainer: it learns, stops early, resumes exactly after a real SIGKILL, survives Ctrl-C, NaN and a full disk."""
+
 import os
 import platform
 import random
@@ -179,8 +180,21 @@ def test_infinite_loss_names_step_and_rate_and_keeps_the_checkpoint(dataset, tmp
 
 
 def test_absurd_learning_rate_ends_in_one_line(shapes_npz, tmp_path):
-    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--optimizer", "sgd", "--max-lr", "1e30", "--augment", 0,
-                      "--val-images", 100, "--out", tmp_path)
+    result = run_main(
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--optimizer",
+        "sgd",
+        "--max-lr",
+        "1e30",
+        "--augment",
+        0,
+        "--val-images",
+        100,
+        "--out",
+        tmp_path,
+    )
     assert_refused(result, "learning rate", "try a lower max_lr")
 
 
@@ -190,8 +204,26 @@ def test_batch_larger_than_the_data(dataset):
 
 
 def train_command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
-    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--epochs", 0.5, "--batch-size", 64, "--val-images", 100,
-                 "--eval-every", 19, "--checkpoint-every", 7, "--ema-decay", 0.9, "--out", out, *more]
+    arguments = [
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--epochs",
+        0.5,
+        "--batch-size",
+        64,
+        "--val-images",
+        100,
+        "--eval-every",
+        19,
+        "--checkpoint-every",
+        7,
+        "--ema-decay",
+        0.9,
+        "--out",
+        out,
+        *more,
+    ]
     return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
 
 
@@ -207,30 +239,41 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("options", "env"), [
-    (("--augment", 0), ALL_THREADS), (("--augment", 0, "--optimizer", "muon"), ALL_THREADS),
-    (("--augment", 0.5, "--cutmix", 0.5), None)])
+@pytest.mark.parametrize(
+    ("options", "env"),
+    [
+        (("--augment", 0), ALL_THREADS),
+        (("--augment", 0, "--optimizer", "muon"), ALL_THREADS),
+        (("--augment", 0.5, "--cutmix", 0.5), None),
+    ],
+)
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
     """Killed for good at random moments after its first checkpoint, and resumed, the run ends as one never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(train_command(shapes_npz, whole, *options), env=env, check=True,
-                   capture_output=True)
+    subprocess.run(train_command(shapes_npz, whole, *options), env=env, check=True, capture_output=True)
     rng = random.Random(7)
     for attempt in range(3):
         resume = ["--resume"] if attempt else []
         checkpoint = killed / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if attempt else 0
-        process = subprocess.Popen(train_command(shapes_npz, killed, *options, *resume),
-                                   env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
-        wait_for(lambda: process.poll() is not None  # noqa: B023 (called at once)
-                 or (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before))  # noqa: B023
+        process = subprocess.Popen(
+            train_command(shapes_npz, killed, *options, *resume),
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_for(
+            lambda: (
+                process.poll() is not None  # noqa: B023 (called at once)
+                or (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before)
+            )
+        )  # noqa: B023
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         load_checkpoint(checkpoint)  # whole, whatever was being written
-    subprocess.run(train_command(shapes_npz, killed, *options, "--resume"), env=env,
-                   check=True, capture_output=True)
+    subprocess.run(train_command(shapes_npz, killed, *options, "--resume"), env=env, check=True, capture_output=True)
 
     (one, one_history), (other, other_history) = outcome(whole), outcome(killed)
     assert one_history.evaluations == other_history.evaluations
@@ -240,8 +283,13 @@ def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(shapes_npz, tmp_path):
-    process = subprocess.Popen(train_command(shapes_npz, tmp_path, "--epochs", 200, "--checkpoint-every", 7),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        train_command(shapes_npz, tmp_path, "--epochs", 200, "--checkpoint-every", 7),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_for((tmp_path / "checkpoint.pt").exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, errors = process.communicate(timeout=60)
@@ -287,8 +335,9 @@ def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
     command = train_command(shapes_npz, tmp_path, "--augment", 0)
     subprocess.run([*command, "--epochs", "0.2"], check=True, capture_output=True)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    result = subprocess.run(command, text=True, capture_output=True,
-                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
+    result = subprocess.run(
+        command, text=True, capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    )
     assert_refused(result, "checkpoint.pt", "File too large", "untouched")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))

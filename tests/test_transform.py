@@ -1,4 +1,5 @@
 """The augmentation: what the pipeline really does to pixels, and that it is quiet, repeatable and picklable."""
+
 from __future__ import annotations
 
 import pickle
@@ -29,10 +30,17 @@ def test_eval_transform_is_the_normalisation():
 
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
-@pytest.mark.parametrize("image, channels", [
-    (random_image(32, 32, 3), 3), (random_image(28, 28), 1), (random_image(28, 28, 1), 1), (random_image(40, 36, 3), 3),
-    (Image.fromarray(random_image(32, 32, 3)), 3), (Image.fromarray(random_image(28, 28)), 1),
-])
+@pytest.mark.parametrize(
+    "image, channels",
+    [
+        (random_image(32, 32, 3), 3),
+        (random_image(28, 28), 1),
+        (random_image(28, 28, 1), 1),
+        (random_image(40, 36, 3), 3),
+        (Image.fromarray(random_image(32, 32, 3)), 3),
+        (Image.fromarray(random_image(28, 28)), 1),
+    ],
+)
 def test_takes_images_and_arrays(make, image, channels):
     tensor = make(MEAN[:channels], STD[:channels])(image)
     height, width = np.asarray(image).shape[:2]

@@ -1,4 +1,5 @@
 """The networks that ship: each card says what its file holds."""
+
 import json
 
 import pytest
@@ -22,8 +23,20 @@ def test_card_says_what_the_file_holds(path):
     assert card["preset"] == path.stem.partition("_")[0]
     assert card["net"] == json.loads(json.dumps(PRESETS[card["preset"]].net))  # the preset still makes this network
     assert card["parameters"] == count_parameters(network.model)
-    for key in ("mult_adds", "val_accuracy", "test_accuracy", "epochs", "seconds", "hardware", "command", "versions", "mean", "std",
-                "classes", "image_size"):
+    for key in (
+        "mult_adds",
+        "val_accuracy",
+        "test_accuracy",
+        "epochs",
+        "seconds",
+        "hardware",
+        "command",
+        "versions",
+        "mean",
+        "std",
+        "classes",
+        "image_size",
+    ):
         assert card[key], key
     if card["preset"] != "teacher":
         assert all(constraint.passed for constraint in check(network.model))

@@ -1,4 +1,5 @@
 """The course's harness counts and stops as the course does; model.py and config.py alone win in it."""
+
 import json
 import shutil
 import subprocess
@@ -54,8 +55,9 @@ class Scripted(nn.Module):
 
 def run(model: Scripted, num_epochs: int = 5, limit: float = 360.0) -> dict:
     """Both splits in the harness's loop, on a clock that ticks once a batch where the model has one, and else stands still."""
-    config = SimpleNamespace(batch_size=8, num_epochs=num_epochs,
-                             optimizer_factory=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    config = SimpleNamespace(
+        batch_size=8, num_epochs=num_epochs, optimizer_factory=lambda model: torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     clock = model.clock or SimpleNamespace(now=0.0)
     return harness.run(model, config, numbers(TRAIN_IMAGES), numbers(TEST_IMAGES), limit, lambda: clock.now)
 
@@ -91,13 +93,16 @@ def test_num_epochs_is_the_most():
 
 
 # One epoch is 4 training batches and 3 test batches, each of which takes one second of this clock.
-@pytest.mark.parametrize(("limit", "seconds", "epochs", "reached"), [
-    (2.5, 3, 0, False),  # cut in the first epoch's training
-    (5.5, 6, 0, False),  # in its test pass
-    (6.5, 7, 0, False),  # at the end of it: the accuracy came too late
-    (7.0, 7, 1, True),  # the limit itself is in time
-    (9.0, 7, 1, True),
-])
+@pytest.mark.parametrize(
+    ("limit", "seconds", "epochs", "reached"),
+    [
+        (2.5, 3, 0, False),  # cut in the first epoch's training
+        (5.5, 6, 0, False),  # in its test pass
+        (6.5, 7, 0, False),  # at the end of it: the accuracy came too late
+        (7.0, 7, 1, True),  # the limit itself is in time
+        (9.0, 7, 1, True),
+    ],
+)
 def test_limit_is_compared_after_every_batch(limit, seconds, epochs, reached):
     result = run(Scripted([20], SimpleNamespace(now=100.0)), limit=limit)
     assert (result["seconds"], result["epochs"], result["reached"]) == (seconds, epochs, reached)
@@ -147,8 +152,22 @@ def submission(folder, text=SUBMISSION):
 
 @needs_cifar10
 def test_a_submission_runs_seeded_and_without_this_project_on_its_path(tmp_path):
-    results = [run_harness(submission(tmp_path), "--data-dir", DATA, "--seed", seed, "--limit", 1e-6, "--threads", 1,
-                           "--json", tmp_path / "result.json") for seed in (1, 1, 2)]
+    results = [
+        run_harness(
+            submission(tmp_path),
+            "--data-dir",
+            DATA,
+            "--seed",
+            seed,
+            "--limit",
+            1e-6,
+            "--threads",
+            1,
+            "--json",
+            tmp_path / "result.json",
+        )
+        for seed in (1, 1, 2)
+    ]
     assert [result.returncode for result in results] == [3, 3, 3], results[0].stderr
     first, again, other = (result.stdout.splitlines()[0].split()[1:] for result in results)
     assert first == again
@@ -159,12 +178,15 @@ def test_a_submission_runs_seeded_and_without_this_project_on_its_path(tmp_path)
     assert min(result["import_seconds"], result["init_seconds"], result["seconds"]) > 0
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["nothing"], "no model.py and no config.py"),
-    ([".", "--seed", "x"], "--seed"),
-    ([".", "--limit", "nan"], "--limit"),
-    ([], "folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nothing"], "no model.py and no config.py"),
+        ([".", "--seed", "x"], "--seed"),
+        ([".", "--limit", "nan"], "--limit"),
+        ([], "folder"),
+    ],
+)
 def test_bad_arguments_are_one_line(arguments, word, capsys):
     assert harness.main(arguments) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,5 @@
 """The grader: messy submissions, every kind of sandbox, the median, and interruptions."""
+
 import contextlib
 import os
 import signal
@@ -27,7 +28,9 @@ def npz(tmp_path_factory):
 
 
 MESSY = {
-    "chatty": files("init", """
+    "chatty": files(
+        "init",
+        """
 import logging, random, warnings
 import numpy as np
 from tqdm import tqdm
@@ -37,31 +40,41 @@ logging.debug("caf\\u00e9 \\x1b[31m")
 warnings.warn("careful")
 for _ in tqdm(range(3)): print("building")
 torch.save({}, "weights.pt"); open("/tmp/notes", "w").write("x")
-"""),
-    "scripted": files("init", """
+""",
+    ),
+    "scripted": files(
+        "init",
+        """
 self.layer = torch.jit.script(self.layer)
 torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()))(torch.zeros(1, 3, 28, 28))
-""", MODEL.replace(": torch.Tensor) -> torch.Tensor", ")").replace("{forward}", "logits = torch.log_softmax(logits, 1)"), """
+""",
+        MODEL.replace(": torch.Tensor) -> torch.Tensor", ")").replace("{forward}", "logits = torch.log_softmax(logits, 1)"),
+        """
 import torch
 from torchvision import transforms as T
 class CONFIG:
     batch_size, num_epochs = 64, 50
     transforms = T.Compose([T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
     optimizer_factory = lambda model: torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, nesterov=True)
-"""),
-    "warmed_up": files("init", """
+""",
+    ),
+    "warmed_up": files(
+        "init",
+        """
 loss = torch.nn.CrossEntropyLoss()(self.layer(torch.rand(8, 3)), torch.arange(8) % 4)
 loss.backward()
 time.sleep(0.3)
-"""),
+""",
+    ),
 }
 
 
 def test_messy_ones_are_graded(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, MESSY, sources="the lecture's notes")
-    result = run_main("grade", "--store", store, "--dataset", f"npz:{npz}", "--timeout", 120, "--repeats", 1, "--jobs", 2,
-                      "--count-init")
+    result = run_main(
+        "grade", "--store", store, "--dataset", f"npz:{npz}", "--timeout", 120, "--repeats", 1, "--jobs", 2, "--count-init"
+    )
     assert result.returncode == 0, result.stderr
     with Store(store) as opened:
         entries = {entry.contributors[0][1]: entry for entry in opened.entries()}
@@ -80,10 +93,12 @@ def test_messy_ones_are_graded(npz, tmp_path):
 def exam_for(npz):
     """Sandbox -> an exam in it."""
     with contextlib.ExitStack() as stack:
+
         def make(box: sandbox.Sandbox, timeout: float = 60, memory: int = 4_000_000_000, cifar10: Path | None = None) -> Exam:
             exam = Exam(load(f"npz:{npz}", DATA), box, timeout, memory, threads=1, cifar10=cifar10)
             stack.callback(exam.close)
             return exam
+
         yield make
 
 
@@ -150,8 +165,9 @@ def test_namespaces_work_here():
 def test_what_is_hidden_among_the_systems_files(monkeypatch):
     """Even where Python itself, or the project's files, lie within."""
     monkeypatch.setattr(sandbox, "SYSTEM", (*sandbox.SYSTEM, str(Path(sys.prefix).parent), str(ROOT)))
-    script = (f"import os, tqdm; print(os.listdir({str(ROOT)!r}), os.listdir('/usr/share'), "
-              f"os.access({str(sandbox.INSIDE)!r}, os.R_OK))")
+    script = (
+        f"import os, tqdm; print(os.listdir({str(ROOT)!r}), os.listdir('/usr/share'), os.access({str(sandbox.INSIDE)!r}, os.R_OK))"
+    )
     for box in boxes():
         if box.has_namespaces:
             with sandbox.workplace() as work:
@@ -186,11 +202,11 @@ def test_the_median_counts(npz, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exam, "run", run)
     for plan[:], count_init, expected in (
-            ([3.0, 1.0, 2.0], False, ("graded", "", 2.0, 3)),
-            ([3.0, None, 2.0], False, ("graded", "", 3.0, 3)),
-            ([3.0, 1.0, 2.0], True, ("graded", "", 9.0, 3)),
-            ([None, 1.0, None], False, ("failed", "missed (2 of 3 runs missed it)", None, 3)),
-            ([None, None, 2.0], False, ("failed", "missed (2 of 3 runs missed it)", None, 2)),
+        ([3.0, 1.0, 2.0], False, ("graded", "", 2.0, 3)),
+        ([3.0, None, 2.0], False, ("graded", "", 3.0, 3)),
+        ([3.0, 1.0, 2.0], True, ("graded", "", 9.0, 3)),
+        ([None, 1.0, None], False, ("failed", "missed (2 of 3 runs missed it)", None, 3)),
+        ([None, None, 2.0], False, ("failed", "missed (2 of 3 runs missed it)", None, 2)),
     ):
         used = []
         with Store(tmp_path / "s") as store:
@@ -205,9 +221,13 @@ def test_the_median_counts(npz, tmp_path, monkeypatch):
 def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files()})
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}",
-                                "--watch", "--repeats", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--watch", "--repeats", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     lines = iter(process.stdout.readline, "")
     assert next(lines) == "#1 Ada (ada): hw\n"
     assert any(line.startswith("waiting for submissions") for line in lines)
@@ -224,8 +244,11 @@ def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_
 def test_a_new_submission_stops_the_old_one_under_way(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files("forward", "time.sleep(1000)")})
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--repeats",
-                                "1"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--repeats", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "#1 Ada (ada): hw\n"
     submit(tmp_path / "again", store, {"ada": files()})
     output, _ = process.communicate(timeout=120)
@@ -233,9 +256,17 @@ def test_a_new_submission_stops_the_old_one_under_way(npz, tmp_path):
     assert "#2 graded" in output
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["--timeout", "0"], "--timeout"), (["--repeats", "0"], "--repeats"), (["--jobs", "1000"], "cores"),
-    (["--dataset", "x"], "data set"), (["--sandbox", "docker"], "--sandbox"), (["--memory", "0.01"], "sandbox does not work")])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--timeout", "0"], "--timeout"),
+        (["--repeats", "0"], "--repeats"),
+        (["--jobs", "1000"], "cores"),
+        (["--dataset", "x"], "data set"),
+        (["--sandbox", "docker"], "--sandbox"),
+        (["--memory", "0.01"], "sandbox does not work"),
+    ],
+)
 def test_bad_arguments(arguments, word, tmp_path):
     submit(tmp_path, tmp_path / "s", {"ada": files()})
     assert_refused(run_main("grade", "--store", tmp_path / "s", "--dataset", "digits", *arguments), word)

@@ -1,4 +1,5 @@
 """Hostile and broken submissions, graded as a teacher does: each ends in a clear failure, the grader unharmed."""
+
 import os
 import socket
 from pathlib import Path
@@ -16,15 +17,21 @@ HOSTILE = {
     "loop_in_forward": ("forward", "while True: pass", ["not above 55% within 3 s: no epoch was finished"]),
     "loop_in_init": ("init", "while True: pass", ["still building its Model after 3 s"]),
     "loop_at_import": ("module", "while True: pass", ["still importing it after 3 s"]),
-    "fork_bomb": ("module", """
+    "fork_bomb": (
+        "module",
+        """
 while True:
     try:
         os.fork()
     except OSError:
         pass
-""", ["processes at once while importing it; 64 are allowed"]),
+""",
+        ["processes at once while importing it; 64 are allowed"],
+    ),
     "thirty_gigabytes": ("forward", "torch.zeros(30 * 2**28)", ["RuntimeError", "can't allocate memory"]),
-    "writes_outside": ("module", """
+    "writes_outside": (
+        "module",
+        """
 error = None
 for path in {places!r}:
     try:
@@ -33,40 +40,64 @@ for path in {places!r}:
     except OSError as problem:
         error = problem
 raise error
-""", ["Error"]),
+""",
+        ["Error"],
+    ),
     "reads_the_store": ("module", "open({store!r}, 'rb').read()", ["FileNotFoundError", "store.sqlite"]),
     "reads_the_labels": ("module", "open({npz!r}, 'rb').read()", ["FileNotFoundError", "colours.npz"]),
-    "kills_its_parent": ("module", """
+    "kills_its_parent": (
+        "module",
+        """
 for pid in (os.getppid(), 1, {grader}, -1):
     try:
         os.kill(pid, signal.SIGKILL)
     except OSError:
         pass
 raise ValueError("nobody else is left")
-""", ["ValueError: nobody else is left"]),
+""",
+        ["ValueError: nobody else is left"],
+    ),
     "opens_a_socket": ("init", "socket.create_connection(('127.0.0.1', {port}), 5)", ["OSError", "unreachable"]),
-    "prints_a_fake_score": ("forward", """
+    "prints_a_fake_score": (
+        "forward",
+        """
 print('{"at": "mark", "accuracy": 0.99}\\nreached 55% in 0.01 s, test accuracy after each epoch: 99.00%', flush=True)
 logits = torch.zeros_like(logits) + 0 * logits
-""", ["not above 55% in its num_epochs: the best of 8 epochs was 25.00%", "same prediction"]),
+""",
+        ["not above 55% in its num_epochs: the best of 8 epochs was 25.00%", "same prediction"],
+    ),
     "replaces_the_time": ("forward", "time.time = lambda: 0.0", ["it replaced time.time"]),
     "patches_the_loss": ("module", "torch.nn.CrossEntropyLoss = torch.nn.MSELoss", ["it replaced torch.nn.CrossEntropyLoss"]),
-    "patches_the_loader": ("init", "torch.utils.data.DataLoader.__iter__ = lambda self: iter(())",
-                           ["it replaced torch.utils.data.DataLoader.__iter__"]),
-    "patches_the_sampler_and_the_guard": ("module", """
+    "patches_the_loader": (
+        "init",
+        "torch.utils.data.DataLoader.__iter__ = lambda self: iter(())",
+        ["it replaced torch.utils.data.DataLoader.__iter__"],
+    ),
+    "patches_the_sampler_and_the_guard": (
+        "module",
+        """
 import __main__
 __main__.Guard.check = lambda self: None
 torch.utils.data.RandomSampler.__iter__ = lambda self: iter(range(20))
-""", ["an epoch of training had 20 instead of 200 images"]),
-    "patches_the_accuracy": ("module", "import harness\nharness.LocalExaminer.mark = lambda *_: True",
-                             ["it replaced harness.LocalExaminer.mark"]),
-    "writes_into_the_channel": ("module", """
+""",
+        ["an epoch of training had 20 instead of 200 images"],
+    ),
+    "patches_the_accuracy": (
+        "module",
+        "import harness\nharness.LocalExaminer.mark = lambda *_: True",
+        ["it replaced harness.LocalExaminer.mark"],
+    ),
+    "writes_into_the_channel": (
+        "module",
+        """
 for fd in range(3, 50):
     try:
         os.write(fd, b'\\x00\\x00\\x00\\x0e{"at": "done"}')
     except OSError:
         pass
-""", ["it disturbed the messages"]),
+""",
+        ["it disturbed the messages"],
+    ),
     "nan": ("forward", "logits = logits * float('nan')", ["not numbers (NaN) after epoch 1"]),
     "wrong_shape": ("forward", "logits = logits if self.training else logits[:, :2]", ["returned (80, 2)", "not (80, 4)"]),
     "constants": ("forward", "logits = 0 * logits", ["not above 55%", "every test image gets the same prediction"]),
@@ -74,8 +105,11 @@ for fd in range(3, 50):
     "exits_at_once": ("init", "os._exit(0)", ["ended by itself (exit status 0) while building its Model"]),
     "crashes": ("forward", "import ctypes; ctypes.string_at(0)", ["ended by SIGSEGV while training, epoch 1"]),
     "a_long_log": ("init", "for _ in range(100_000): print('x' * 10_000)", ["printed more than 16 MB while building its Model"]),
-    "a_long_file": ("init", "with open('log', 'wb') as log:\n    for _ in range(1000): log.write(bytes(1 << 20))",
-                    ["OSError", "File too large"]),
+    "a_long_file": (
+        "init",
+        "with open('log', 'wb') as log:\n    for _ in range(1000): log.write(bytes(1 << 20))",
+        ["OSError", "File too large"],
+    ),
     "commands_a_terminal": ("module", "raise ValueError('\\x1b[2Jgraded\\n#1 graded')", ["ValueError: \ufffd[2Jgraded #1 graded"]),
 }
 
@@ -90,16 +124,36 @@ def graded(tmp_path_factory):
     places = [str(path) for path in places]
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
-        known = {"{places!r}": repr(places), "{store!r}": repr(str(store)), "{npz!r}": repr(str(npz)),
-                 "{port}": str(server.getsockname()[1]), "{grader}": str(os.getpid())}
+        known = {
+            "{places!r}": repr(places),
+            "{store!r}": repr(str(store)),
+            "{npz!r}": repr(str(npz)),
+            "{port}": str(server.getsockname()[1]),
+            "{grader}": str(os.getpid()),
+        }
         contents = {}
         for name, (place, code, _) in HOSTILE.items():
             for key, value in known.items():
                 code = code.replace(key, value)
             contents[name] = files(place, code)
         submit(folder, store, {**contents, "good": files()})
-        result = run_main("grade", "--store", store, "--dataset", f"npz:{npz}", "--timeout", 3, "--repeats", 1, "--jobs", 2,
-                          "--threads", 1, "--seed", SEED)
+        result = run_main(
+            "grade",
+            "--store",
+            store,
+            "--dataset",
+            f"npz:{npz}",
+            "--timeout",
+            3,
+            "--repeats",
+            1,
+            "--jobs",
+            2,
+            "--threads",
+            1,
+            "--seed",
+            SEED,
+        )
         with pytest.raises(BlockingIOError):
             server.accept()
     assert not [path for path in places if os.path.exists(path)]

@@ -1,4 +1,5 @@
 """Graders that are killed at random moments lose no submission and no score."""
+
 import contextlib
 import multiprocessing
 import os

@@ -1,4 +1,5 @@
 """Who stands where, and that nothing a student writes becomes anything else than text."""
+
 import csv
 import io
 
@@ -12,14 +13,32 @@ from course.submission import Submission
 
 def run(seconds, accuracy=0.6, seed=0):
     """One run; None seconds is a miss."""
-    return {"seed": seed, "reached": seconds is not None, "stopped_by": "target" if seconds else "epochs", "reason": "",
-            "seconds": seconds or 99.0, "accuracies": [0.4, accuracy], "epoch_seconds": [1.0, 2.0], "import_seconds": 0.5,
-            "init_seconds": 0.25, "optimizer_seconds": 0.125, "log": "<b>said</b>\n"}
+    return {
+        "seed": seed,
+        "reached": seconds is not None,
+        "stopped_by": "target" if seconds else "epochs",
+        "reason": "",
+        "seconds": seconds or 99.0,
+        "accuracies": [0.4, accuracy],
+        "epoch_seconds": [1.0, 2.0],
+        "import_seconds": 0.5,
+        "init_seconds": 0.25,
+        "optimizer_seconds": 0.125,
+        "log": "<b>said</b>\n",
+    }
 
 
-RESULT = {"dataset": "shapes", "timeout": 360.0, "count_init": False, "jobs": 1, "threads": 0, "sandbox": "bwrap",
-          "parameters": 1234, "hardware": {"processor": "A processor", "cores": 2},
-          "constraints": [["GAP", "in O", "in O", True], ["dilated", "none", ">= 1", False]]}
+RESULT = {
+    "dataset": "shapes",
+    "timeout": 360.0,
+    "count_init": False,
+    "jobs": 1,
+    "threads": 0,
+    "sandbox": "bwrap",
+    "parameters": 1234,
+    "hardware": {"processor": "A processor", "cores": 2},
+    "constraints": [["GAP", "in O", "in O", True], ["dilated", "none", ">= 1", False]],
+}
 
 
 @pytest.fixture
@@ -63,9 +82,19 @@ def test_what_a_row_says(store):
     graded(store, 3.0, "ada", runs=[run(3.0, 0.61), run(None, 0.5), run(2.5, 0.58)])
     (row,) = leaderboard.rank(store.entries())
     assert {heading: text(row) for heading, text in leaderboard.COLUMNS.items()} == {
-        "rank": "1", "contributors": "Ada (ada)", "seconds": "3.00", "spread": "2.50 to missed", "runs": "3", "accuracy": "58.00%",
-        "epochs": "2", "before clock": "0.88", "parameters": "1,234", "constraints": "1 of 2, not: dilated",
-        "submitted (UTC)": row.submitted, "no.": "#1"}
+        "rank": "1",
+        "contributors": "Ada (ada)",
+        "seconds": "3.00",
+        "spread": "2.50 to missed",
+        "runs": "3",
+        "accuracy": "58.00%",
+        "epochs": "2",
+        "before clock": "0.88",
+        "parameters": "1,234",
+        "constraints": "1 of 2, not: dilated",
+        "submitted (UTC)": row.submitted,
+        "no.": "#1",
+    }
 
 
 def test_without_constraints(store):
@@ -83,7 +112,7 @@ def test_several_settings_are_told(store):
 
 
 def test_names_are_text_everywhere(store, tmp_path):
-    graded(store, 3.0, ("<script>alert(1)</script>", "=1+1"), ("=2+2, \"Eve\"", "@eve"))
+    graded(store, 3.0, ("<script>alert(1)</script>", "=1+1"), ('=2+2, "Eve"', "@eve"))
     page, table = tmp_path / "board.html", tmp_path / "board.csv"
     result = run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--html", page, "--csv", table)
     assert result.returncode == 0, result.stderr
@@ -109,8 +138,14 @@ def test_empty(store):
 def test_details(store, tmp_path):
     graded(store, None, "ada", runs=[run(None)])
     text = leaderboard.details(store.get(1))
-    for words in ("#1 failed: not above 55%", "Ada (ada)", "40.00% (1.00 s), 60.00% (2.00 s)", "  | <b>said</b>", "dilated: none",
-                  "import 0.50 s, __init__ 0.25 s, optimizer 0.12 s"):
+    for words in (
+        "#1 failed: not above 55%",
+        "Ada (ada)",
+        "40.00% (1.00 s), 60.00% (2.00 s)",
+        "  | <b>said</b>",
+        "dilated: none",
+        "import 0.50 s, __init__ 0.25 s, optimizer 0.12 s",
+    ):
         assert words in text
     shown = run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--show", 1)
     assert shown.stdout == text + "\n"

@@ -1,4 +1,5 @@
 """The store of submissions: its states, several processes at once, any of them killed."""
+
 import multiprocessing
 import os
 import resource
@@ -146,11 +147,17 @@ def test_a_thousand_are_listed_in_less_than_a_second(path):
     columns = "assignment, contributors, pennkeys, sources, warnings, files, submitted"
     with Store(path) as store:
         store.add(made_up("ada"))
-        store.database.execute(f"INSERT INTO submissions ({columns}) WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL "
-                               f"SELECT i + 1 FROM n WHERE i < 1000) SELECT {columns} FROM submissions, n")
+        store.database.execute(
+            f"INSERT INTO submissions ({columns}) WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL "
+            f"SELECT i + 1 FROM n WHERE i < 1000) SELECT {columns} FROM submissions, n"
+        )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run([sys.executable, "-X", "importtime", ROOT / "main.py", "leaderboard", "--store", path, "--all"],
-                            text=True, capture_output=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / "main.py", "leaderboard", "--store", path, "--all"],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = result.stdout.splitlines()
     assert lines[-1] == "1000 submissions: 1000 queued"

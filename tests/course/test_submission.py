@@ -1,4 +1,5 @@
 """What `submit` accepts and refuses, each with one clear line, without running anything of it."""
+
 import json
 import os
 import zipfile
@@ -115,74 +116,89 @@ def test_not_utf8(folder, name):
     refused(folder, f"{name} is not UTF-8 (line 2)")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("{", ["not JSON"]),
-    ("[" * 100_000, ["nested too deeply"]),
-    ("[1]", ["must be an object"]),
-    ("{}", ["no assignment_name and no contributors and no sources"]),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["not JSON"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ("[1]", ["must be an object"]),
+        ("{}", ["no assignment_name and no contributors and no sources"]),
+    ],
+)
 def test_broken_json(folder, text, words):
     (folder / "submission.json").write_text(text)
     refused(folder, *words)
 
 
-@pytest.mark.parametrize(("fields", "words"), [
-    ({"assignment_name": ""}, ["assignment_name"]),
-    ({"assignment_name": "Assignment Name"}, ["assignment_name", "template's"]),
-    ({"contributors": []}, ["contributors", "at least one"]),
-    ({"contributors": ["Ada"]}, ["contributors", "list of objects"]),
-    ({"contributors": [{"name": "Ada"}]}, ["pennkey of contributor 1"]),
-    ({"contributors": [{"name": "Your Name", "pennkey": "ada"}]}, ["name of contributor 1", "template's: Your Name"]),
-    ({"contributors": [{"name": "Ada", "pennkey": "<pennkey>"}]}, ["pennkey of contributor 1", "template's"]),
-    ({"contributors": [{"name": "Ada", "pennkey": "your_pennkey_here"}]}, ["template's"]),
-    ({"contributors": [{"name": "A\u001b[2J", "pennkey": "ada"}]}, ["cannot be printed"]),
-    ({"contributors": [{"name": "A", "pennkey": "ada"}, {"name": "B", "pennkey": "ADA"}]}, ["same pennkey twice"]),
-    ({"sources": []}, ["sources"]),
-    ({"sources": 3}, ["sources"]),
-    ({"sources": ["TODO: list them"]}, ["sources", "template's"]),
-])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"assignment_name": ""}, ["assignment_name"]),
+        ({"assignment_name": "Assignment Name"}, ["assignment_name", "template's"]),
+        ({"contributors": []}, ["contributors", "at least one"]),
+        ({"contributors": ["Ada"]}, ["contributors", "list of objects"]),
+        ({"contributors": [{"name": "Ada"}]}, ["pennkey of contributor 1"]),
+        ({"contributors": [{"name": "Your Name", "pennkey": "ada"}]}, ["name of contributor 1", "template's: Your Name"]),
+        ({"contributors": [{"name": "Ada", "pennkey": "<pennkey>"}]}, ["pennkey of contributor 1", "template's"]),
+        ({"contributors": [{"name": "Ada", "pennkey": "your_pennkey_here"}]}, ["template's"]),
+        ({"contributors": [{"name": "A\u001b[2J", "pennkey": "ada"}]}, ["cannot be printed"]),
+        ({"contributors": [{"name": "A", "pennkey": "ada"}, {"name": "B", "pennkey": "ADA"}]}, ["same pennkey twice"]),
+        ({"sources": []}, ["sources"]),
+        ({"sources": 3}, ["sources"]),
+        ({"sources": ["TODO: list them"]}, ["sources", "template's"]),
+    ],
+)
 def test_fields(folder, fields, words):
     change(folder, **fields)
     refused(folder, *words)
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("class Model", "class Net", ["no class Model"]),
-    ("def forward", "def forwards", ["Model in model.py has no forward"]),
-    ("def __init__", "def init", ["Model in model.py has no __init__"]),
-    ("num_classes: int)", "classes: int)", ["line 9", "Model(num_channels=.., num_classes=..)"]),
-    ("num_classes: int)", "num_classes: int, width: int)", ["line 9"]),
-    ("num_channels: int, num_classes: int", "num_channels, num_classes, /", ["line 9"]),
-    ("(self, x: torch.Tensor)", "(self)", ["line 13", "batch of images"]),
-    ("super().__init__()", "super(.__init__()", ["model.py line 10"]),
-    ("import torch\n", "import torch\x00\n", ["model.py"]),
-    ("import torch\n", "import torch, helper\n", ["model.py line 3 imports helper"]),
-    ("import torch\n", "import torch\nfrom .config import CONFIG\n", ["relative import"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("class Model", "class Net", ["no class Model"]),
+        ("def forward", "def forwards", ["Model in model.py has no forward"]),
+        ("def __init__", "def init", ["Model in model.py has no __init__"]),
+        ("num_classes: int)", "classes: int)", ["line 9", "Model(num_channels=.., num_classes=..)"]),
+        ("num_classes: int)", "num_classes: int, width: int)", ["line 9"]),
+        ("num_channels: int, num_classes: int", "num_channels, num_classes, /", ["line 9"]),
+        ("(self, x: torch.Tensor)", "(self)", ["line 13", "batch of images"]),
+        ("super().__init__()", "super(.__init__()", ["model.py line 10"]),
+        ("import torch\n", "import torch\x00\n", ["model.py"]),
+        ("import torch\n", "import torch, helper\n", ["model.py line 3 imports helper"]),
+        ("import torch\n", "import torch\nfrom .config import CONFIG\n", ["relative import"]),
+    ],
+)
 def test_models_that_cannot_be_graded(folder, old, new, words):
     (folder / "helper.py").write_text("")
     (folder / "model.py").write_text((folder / "model.py").read_text().replace(old, new, 1))
     refused(folder, *words)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("num_classes: int)", "num_classes: int, width: int = 8)"),
-    ("num_channels: int, num_classes: int", "*, num_classes: int, num_channels: int"),
-    ("num_channels: int, num_classes: int", "num_channels: int, **rest: int"),
-    ("class Model(torch.nn.Module):", "class Model(Base):\n    '''Empty.'''\n\nclass Base(torch.nn.Module):"),
-])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("num_classes: int)", "num_classes: int, width: int = 8)"),
+        ("num_channels: int, num_classes: int", "*, num_classes: int, num_channels: int"),
+        ("num_channels: int, num_classes: int", "num_channels: int, **rest: int"),
+        ("class Model(torch.nn.Module):", "class Model(Base):\n    '''Empty.'''\n\nclass Base(torch.nn.Module):"),
+    ],
+)
 def test_models_that_can(folder, old, new):
     (folder / "model.py").write_text((folder / "model.py").read_text().replace(old, new, 1))
     assert submission.read(folder).warnings == ()
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("x: torch.Tensor", "x", ["line 13", "forward", "annotation for x"]),
-    (" -> torch.Tensor", "", ["line 13", "annotation for the result"]),
-    ("num_channels: int", "num_channels", ["line 9", "__init__", "annotation for num_channels"]),
-    ('"""(N, C, H, W) -> logits (N, num_classes)."""', "", ["forward of Model has no docstring"]),
-    ('"""A linear classifier of mean colours."""', "", ["Model has no docstring"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("x: torch.Tensor", "x", ["line 13", "forward", "annotation for x"]),
+        (" -> torch.Tensor", "", ["line 13", "annotation for the result"]),
+        ("num_channels: int", "num_channels", ["line 9", "__init__", "annotation for num_channels"]),
+        ('"""(N, C, H, W) -> logits (N, num_classes)."""', "", ["forward of Model has no docstring"]),
+        ('"""A linear classifier of mean colours."""', "", ["Model has no docstring"]),
+    ],
+)
 def test_what_is_left_out_is_a_warning_unless_strict(folder, old, new, words):
     (folder / "model.py").write_text((folder / "model.py").read_text().replace(old, new, 1))
     (warning,) = submission.read(folder).warnings
@@ -191,9 +207,16 @@ def test_what_is_left_out_is_a_warning_unless_strict(folder, old, new, words):
     refused(folder, warning, strict=True)
 
 
-@pytest.mark.parametrize(("text", "is_fine"), [
-    ("CONFIG: dict = {}", True), ("from model import CONFIG", True), ("import model as CONFIG", True), ("CONFIGS = 1", False),
-    ("", False)])
+@pytest.mark.parametrize(
+    ("text", "is_fine"),
+    [
+        ("CONFIG: dict = {}", True),
+        ("from model import CONFIG", True),
+        ("import model as CONFIG", True),
+        ("CONFIGS = 1", False),
+        ("", False),
+    ],
+)
 def test_config(folder, text, is_fine):
     (folder / "config.py").write_text(text)
     if is_fine:

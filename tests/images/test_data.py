@@ -1,4 +1,5 @@
 """The statistics, the split, and the two ways to make batches."""
+
 from __future__ import annotations
 
 import functools
@@ -21,7 +22,6 @@ from transform import train_transform
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-
 
 
 # --- statistics, split -------------------------------------------------------------------------------------------------------
@@ -51,8 +51,9 @@ def test_stratified_split():
     assert sorted(numbers) == list(range(1000))
     assert np.array_equal(labels[numbers], np.concatenate([rest.labels, held.labels])), "each image keeps its label"
     assert np.array_equal(stratified_split(Split(images, labels), 100, seed=0)[1].images, held.images)
-    assert not np.array_equal(np.sort(stratified_split(Split(images, labels), 100, seed=1)[1].images, axis=0),
-                              np.sort(held.images, axis=0))
+    assert not np.array_equal(
+        np.sort(stratified_split(Split(images, labels), 100, seed=1)[1].images, axis=0), np.sort(held.images, axis=0)
+    )
     assert len(stratified_split(Split(images, labels), 7, seed=0)[1].labels) == 7
 
 
@@ -69,8 +70,9 @@ def vectorised(split: Split, batch_size: int = 16, seed: int = 0, shard: tuple[i
     return VectorisedBatches(split, batch_size, MEAN, STD, seed, CPU, shard)
 
 
-def augmented(split: Split, workers: int, seed: int = 0, images_per_draw: int = 1,
-              shard: tuple[int, int] = (0, 1)) -> AugmentedBatches:
+def augmented(
+    split: Split, workers: int, seed: int = 0, images_per_draw: int = 1, shard: tuple[int, int] = (0, 1)
+) -> AugmentedBatches:
     return AugmentedBatches(split, 16, MEAN, STD, 1.0, images_per_draw, seed, workers, CPU, shard)
 
 
@@ -94,8 +96,9 @@ def test_vectorised_batches_are_normalised_images_with_their_labels():
     assert len(set(seen)) == 48, "no image twice in an epoch"
 
 
-@pytest.mark.parametrize("make", [vectorised, functools.partial(augmented, workers=0),
-                                  functools.partial(augmented, workers=0, images_per_draw=8)])
+@pytest.mark.parametrize(
+    "make", [vectorised, functools.partial(augmented, workers=0), functools.partial(augmented, workers=0, images_per_draw=8)]
+)
 def test_batches_depend_on_seed_and_step_alone(make):
     split = random_split(50)
     whole = list(make(split).steps(range(8)))
@@ -126,8 +129,14 @@ def test_same_image_is_augmented_otherwise_in_another_epoch():
     assert sum(torch.equal(a, b) for a, b in pairs) < 4  # every fourth draw is at most a flip
 
 
-@pytest.mark.parametrize("make", [vectorised, functools.partial(augmented, workers=0, images_per_draw=4),
-                                  functools.partial(augmented, workers=2, images_per_draw=2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        vectorised,
+        functools.partial(augmented, workers=0, images_per_draw=4),
+        functools.partial(augmented, workers=2, images_per_draw=2),
+    ],
+)
 @pytest.mark.parametrize("processes", [2, 4])
 def test_shards_are_the_parts_of_the_batch_of_one_process(make, processes):
     split = random_split(50)
@@ -139,12 +148,15 @@ def test_shards_are_the_parts_of_the_batch_of_one_process(make, processes):
     assert_same(((torch.cat([part[i] for part in step]) for i in range(2)) for step in parts), whole.steps(range(2, 7)))
 
 
-@pytest.mark.parametrize("make, unit", [
-    (functools.partial(vectorised, shard=(0, 3)), 3),
-    (functools.partial(augmented, workers=0, shard=(1, 3)), 3),
-    (functools.partial(augmented, workers=0, images_per_draw=8, shard=(1, 4)), 32),
-    (functools.partial(augmented, workers=0, images_per_draw=6), 6),
-])
+@pytest.mark.parametrize(
+    "make, unit",
+    [
+        (functools.partial(vectorised, shard=(0, 3)), 3),
+        (functools.partial(augmented, workers=0, shard=(1, 3)), 3),
+        (functools.partial(augmented, workers=0, images_per_draw=8, shard=(1, 4)), 32),
+        (functools.partial(augmented, workers=0, images_per_draw=6), 6),
+    ],
+)
 def test_a_batch_that_cannot_be_shared_out(make, unit):
     with pytest.raises(InputError, match=f"16 .*multiple of {unit} ") as error:
         make(random_split(50))
@@ -174,7 +186,7 @@ def test_images_of_one_draw_have_the_same_hole_and_others_another():
 def test_normalisation_of_augmented_batches_is_that_of_the_transform():
     """One image a draw: the images of `train_transform`."""
     split = random_split(16, classes=16)
-    (inputs, targets), = augmented(split, 0).steps(range(1))
+    ((inputs, targets),) = augmented(split, 0).steps(range(1))
     transform = train_transform(MEAN, STD, 1.0)
     for place, label in enumerate(targets.tolist()):
         transform.set_random_seed([0, 0, place])
@@ -206,19 +218,24 @@ def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
 
 def test_spawned_workers(tmp_path):
     """As on systems without fork; quiet, and with the same batches."""
-    result = run_script(tmp_path / "spawned.py", """
+    result = run_script(
+        tmp_path / "spawned.py",
+        """
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
         assert torch.equal(a, b) and torch.equal(i, j)
     print("same")
-""")
+""",
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "same\n", "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory a process has of its own")
 def test_forked_workers_do_not_copy_the_images(tmp_path):
-    result = run_script(tmp_path / "memory.py", """
+    result = run_script(
+        tmp_path / "memory.py",
+        """
 if __name__ == "__main__":
     multiprocessing.set_start_method("fork")
     images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
@@ -229,32 +246,39 @@ if __name__ == "__main__":
     [worker] = multiprocessing.active_children()
     text = open(f"/proc/{worker.pid}/smaps_rollup").read()
     print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
-""")
+""",
+    )
     assert result.returncode == 0, result.stderr
     assert 0 < int(result.stdout) < 300  # MB
 
 
 def test_closing_the_batches_ends_the_workers(tmp_path):
-    result = run_script(tmp_path / "closed.py", """
+    result = run_script(
+        tmp_path / "closed.py",
+        """
 if __name__ == "__main__":
     steps = batches(2).steps(range(0, 100))
     next(steps)
     assert len(multiprocessing.active_children()) == 2
     steps.close()
     print(len(multiprocessing.active_children()))
-""")
+""",
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    (tmp_path / "killed.py").write_text(BATCHES_SCRIPT + """
+    (tmp_path / "killed.py").write_text(
+        BATCHES_SCRIPT
+        + """
 if __name__ == "__main__":
     steps = batches(2).steps(range(0, 10**9))
     next(steps)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     for _ in steps:
         pass
-""")
+"""
+    )
     process = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2

@@ -1,4 +1,5 @@
 """Folders and arrays of the user's own: read as they should be, each fault named in one line."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -93,8 +94,9 @@ def spoil_no_test(folder: Path) -> str:
     return "test"
 
 
-@pytest.mark.parametrize("spoil", [spoil_truncated, spoil_text, spoil_text_as_png, spoil_empty_class, spoil_one_class,
-                                   spoil_test_class, spoil_no_test])
+@pytest.mark.parametrize(
+    "spoil", [spoil_truncated, spoil_text, spoil_text_as_png, spoil_empty_class, spoil_one_class, spoil_test_class, spoil_no_test]
+)
 def test_faults_of_a_folder_are_named(folder, spoil):
     word = spoil(folder)
     with pytest.raises(InputError, match=word) as error:
@@ -121,24 +123,27 @@ def test_npz(tmp_path):
     assert dataset.classes == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("changes, word", [
-    ({"train_y": None}, "train_y"),
-    ({"test_x": None}, "test_x"),
-    ({"train_x": np.zeros((30, 32, 32, 3), np.float32)}, "train_x.*float32"),
-    ({"train_y": np.zeros(30, np.float64)}, "train_y.*float64"),
-    ({"train_x": np.zeros((30, 3072), np.uint8)}, "train_x"),
-    ({"train_y": np.full(30, -1)}, "train_y.*-1"),
-    ({"test_y": np.full(9, 3)}, "test_y.*3"),
-    ({"train_y": np.full(30, 5), "classes": np.array(["x", "y", "z"])}, "train_y.*5"),
-    ({"train_y": np.arange(29) % 3}, "30 images.*29"),
-    ({"train_x": np.zeros((30, 20, 20, 3), np.uint8), "test_x": np.zeros((9, 20, 20, 3), np.uint8)}, "20x20"),
-    ({"test_x": np.zeros((9, 40, 40, 3), np.uint8)}, "train_x and test_x"),
-    ({"train_y": np.zeros(30, int), "test_y": np.zeros(9, int)}, "one class"),
-    ({"train_x": np.array([object()] * 30)}, "npz"),
-    ({"train_y": np.array([2**63 - 1] * 30)}, "more classes than images"),
-    ({"classes": np.array("only")}, "train_y"),
-    ({"train_x": np.zeros((30, 32, 32, 0), np.uint8)}, "train_x"),
-])
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"train_y": None}, "train_y"),
+        ({"test_x": None}, "test_x"),
+        ({"train_x": np.zeros((30, 32, 32, 3), np.float32)}, "train_x.*float32"),
+        ({"train_y": np.zeros(30, np.float64)}, "train_y.*float64"),
+        ({"train_x": np.zeros((30, 3072), np.uint8)}, "train_x"),
+        ({"train_y": np.full(30, -1)}, "train_y.*-1"),
+        ({"test_y": np.full(9, 3)}, "test_y.*3"),
+        ({"train_y": np.full(30, 5), "classes": np.array(["x", "y", "z"])}, "train_y.*5"),
+        ({"train_y": np.arange(29) % 3}, "30 images.*29"),
+        ({"train_x": np.zeros((30, 20, 20, 3), np.uint8), "test_x": np.zeros((9, 20, 20, 3), np.uint8)}, "20x20"),
+        ({"test_x": np.zeros((9, 40, 40, 3), np.uint8)}, "train_x and test_x"),
+        ({"train_y": np.zeros(30, int), "test_y": np.zeros(9, int)}, "one class"),
+        ({"train_x": np.array([object()] * 30)}, "npz"),
+        ({"train_y": np.array([2**63 - 1] * 30)}, "more classes than images"),
+        ({"classes": np.array("only")}, "train_y"),
+        ({"train_x": np.zeros((30, 32, 32, 0), np.uint8)}, "train_x"),
+    ],
+)
 def test_faults_of_an_npz_are_named(tmp_path, changes, word):
     path = tmp_path / "own.npz"
     np.savez(path, **arrays(**changes))
@@ -192,9 +197,15 @@ def test_photograph_is_turned_upright_by_its_exif_data(tmp_path):
     assert (image[:16] == (255, 0, 0)).all() and (image[16:] == (0, 0, 255)).all()
 
 
-@pytest.mark.parametrize(("name", "mode", "words"), [
-    ("cmyk.jpg", "CMYK", ["converted from CMYK to RGB"]), ("palette.png", "P", ["converted from P to RGB"]),
-    ("opaque.png", "RGBA", ["converted from RGBA to RGB"]), ("grey.png", "L", ["converted from L to RGB"])])
+@pytest.mark.parametrize(
+    ("name", "mode", "words"),
+    [
+        ("cmyk.jpg", "CMYK", ["converted from CMYK to RGB"]),
+        ("palette.png", "P", ["converted from P to RGB"]),
+        ("opaque.png", "RGBA", ["converted from RGBA to RGB"]),
+        ("grey.png", "L", ["converted from L to RGB"]),
+    ],
+)
 def test_other_modes(tmp_path, name, mode, words):
     expected = np.asarray(save_mode(tmp_path / name, mode).convert(mode).convert("RGB"), int)
     image, changes = read_image(tmp_path / name, 3, 32, 32)

@@ -1,4 +1,5 @@
 """The rendered data set: repeatable, balanced, and not to be solved by a linear classifier."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Public, drawn and shipped data sets by name: read as published, downloaded once, their faults in one line."""
+
 from __future__ import annotations
 
 import functools
@@ -24,8 +25,6 @@ from images import data, sources
 
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
 
 
 class Python2Pickler(pickle._Pickler):
@@ -88,10 +87,12 @@ def test_cifar10_file_with_a_wrong_md5_is_named_and_not_unpickled(tmp_path, monk
 @needs_cifar10
 def test_real_cifar10():
     """In a process of its own: the numbers everybody knows, no slow import, less than 2 GB."""
-    script = ("import json, resource, sys, pathlib; from images import data; d = data.load('cifar10', pathlib.Path(sys.argv[1])); "
-              "print(json.dumps([data.statistics(d.train.images), d.train.images.shape, d.test.images.shape, d.classes, "
-              "sorted({'torchvision', 'sklearn', 'albumentations', 'cv2', 'matplotlib'} & set(sys.modules)), "
-              "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))")
+    script = (
+        "import json, resource, sys, pathlib; from images import data; d = data.load('cifar10', pathlib.Path(sys.argv[1])); "
+        "print(json.dumps([data.statistics(d.train.images), d.train.images.shape, d.test.images.shape, d.classes, "
+        "sorted({'torchvision', 'sklearn', 'albumentations', 'cv2', 'matplotlib'} & set(sys.modules)), "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+    )
     output = subprocess.run([sys.executable, "-c", script, DATA], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     (mean, std), train_shape, test_shape, classes, slow_imports, peak_kb = json.loads(output)
     assert [round(value, 4) for value in mean] == [0.4914, 0.4822, 0.4465]
@@ -165,15 +166,19 @@ def test_auto(tmp_path, archive_server, monkeypatch, capsys):
     assert notice.count("\n") == 1 and notice.startswith("note:") and "shapes" in notice
 
 
-@pytest.mark.parametrize("name, torchvision_name, table, ending", [
-    ("mnist", "MNIST", sources.MNIST_FILES, ""), ("fashion_mnist", "FashionMNIST", sources.FASHION_MNIST_FILES, ".gz")])
+@pytest.mark.parametrize(
+    "name, torchvision_name, table, ending",
+    [("mnist", "MNIST", sources.MNIST_FILES, ""), ("fashion_mnist", "FashionMNIST", sources.FASHION_MNIST_FILES, ".gz")],
+)
 def test_idx_files(tmp_path, monkeypatch, name, torchvision_name, table, ending):
     folder = tmp_path / torchvision_name / "raw"
     folder.mkdir(parents=True)
     train, test = random_split(30, 10, 28, 28, 1), random_split(10, 10, 28, 28, 1)
     for part, split in (("train", train), ("t10k", test)):
-        for kind, content in (("images-idx3", bytes(16) + split.images.tobytes()),
-                              ("labels-idx1", bytes(8) + split.labels.astype(np.uint8).tobytes())):
+        for kind, content in (
+            ("images-idx3", bytes(16) + split.images.tobytes()),
+            ("labels-idx1", bytes(8) + split.labels.astype(np.uint8).tobytes()),
+        ):
             path = folder / f"{part}-{kind}-ubyte{ending}"
             path.write_bytes(gzip.compress(content) if ending else content)
             monkeypatch.setitem(table, path.name, md5(path))
@@ -202,7 +207,7 @@ def test_shapes_are_rendered_once_and_again_when_the_cache_is_damaged(tmp_path, 
     assert rendered == [20_000, 4_000]
     assert np.array_equal(first.train.images, second.train.images) and np.array_equal(first.test.labels, second.test.labels)
     assert not {image.tobytes() for image in first.train.images} & {image.tobytes() for image in first.test.images}
-    cache, = (tmp_path / "shapes").iterdir()
+    (cache,) = (tmp_path / "shapes").iterdir()
     cache.write_bytes(cache.read_bytes()[:5000])
     assert np.array_equal(data.load("shapes", tmp_path).train.images, first.train.images)
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
@@ -210,9 +215,17 @@ def test_shapes_are_rendered_once_and_again_when_the_cache_is_damaged(tmp_path, 
     assert len(rendered) == 6, "another version of the renderer does not read this one's cache"
 
 
-@pytest.mark.parametrize("name, words", [
-    ("cifar", "cifar10"), ("shape", "did you mean shapes"), ("zzz", "cifar10, cifar100, mnist, fashion_mnist, digits, shapes"),
-    ("fodler:/tmp", "folder:PATH"), ("folder:/nowhere/at/all", "/nowhere/at/all"), ("npz:/nowhere.npz", "/nowhere.npz")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("cifar", "cifar10"),
+        ("shape", "did you mean shapes"),
+        ("zzz", "cifar10, cifar100, mnist, fashion_mnist, digits, shapes"),
+        ("fodler:/tmp", "folder:PATH"),
+        ("folder:/nowhere/at/all", "/nowhere/at/all"),
+        ("npz:/nowhere.npz", "/nowhere.npz"),
+    ],
+)
 def test_unknown_names_and_places(tmp_path, name, words):
     with pytest.raises(InputError, match=words) as error:
         data.load(name, tmp_path)

@@ -1,4 +1,5 @@
 """The convolution by hand: torch's values, gradients, defaults and errors."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -42,9 +43,17 @@ def layers(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[int, ...]]:
     stride = (1, 1) if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     # At least as large as the dilated kernel and as the largest reflected padding needs.
     size = [max(4, d * (k - 1) + 1) + draw(st.integers(0, 4)) for k, d in zip(kernel, dilation, strict=True)]
-    arguments = {"in_channels": groups * draw(st.integers(1, 3)), "out_channels": groups * draw(st.integers(1, 3)),
-                 "kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
-                 "bias": draw(st.booleans()), "padding_mode": draw(st.sampled_from(MODES))}
+    arguments = {
+        "in_channels": groups * draw(st.integers(1, 3)),
+        "out_channels": groups * draw(st.integers(1, 3)),
+        "kernel_size": kernel,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "padding_mode": draw(st.sampled_from(MODES)),
+    }
     batch = draw(st.sampled_from([(), (0,), (1,), (2,)]))
     return arguments, (*batch, arguments["in_channels"], *size)
 
@@ -80,8 +89,10 @@ def test_values_and_gradients_are_torchs(layer: tuple, dtype: torch.dtype, chann
 @pytest.mark.parametrize("stride, padding, dilation", [(1, 0, 1), ((2, 1), (1, 2), (1, 2)), (1, "same", 2)])
 def test_gradcheck_and_gradgradcheck(c_in, c_out, groups, stride, padding, dilation):
     torch.manual_seed(0)
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True)
-              for shape in ((2, c_in, 5, 4), (c_out, c_in // groups, 2, 2), (c_out,))]
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, c_in, 5, 4), (c_out, c_in // groups, 2, 2), (c_out,))
+    ]
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -102,17 +113,49 @@ def test_neither_torchs_convolution_nor_its_unfold_is_called():
 
 
 REFUSED = [  # what differs from conv2d(input (2, 4, 8, 9), weight (6, 4, 3, 3), bias (6,))
-    {"stride": (1, 1, 1)}, {"stride": ()}, {"stride": 0}, {"stride": -1}, {"stride": 1.0}, {"stride": (1.0, 2)}, {"stride": None},
-    {"stride": True}, {"stride": "1"}, {"padding": -1}, {"padding": (1, 2, 3)}, {"padding": "full"}, {"padding": 0.5},
-    {"padding": "same", "stride": 2}, {"dilation": 0}, {"dilation": -1, "padding": "same"}, {"dilation": 5},
-    {"groups": 0}, {"groups": -1}, {"groups": 1.0}, {"groups": True}, {"groups": 2},
+    {"stride": (1, 1, 1)},
+    {"stride": ()},
+    {"stride": 0},
+    {"stride": -1},
+    {"stride": 1.0},
+    {"stride": (1.0, 2)},
+    {"stride": None},
+    {"stride": True},
+    {"stride": "1"},
+    {"padding": -1},
+    {"padding": (1, 2, 3)},
+    {"padding": "full"},
+    {"padding": 0.5},
+    {"padding": "same", "stride": 2},
+    {"dilation": 0},
+    {"dilation": -1, "padding": "same"},
+    {"dilation": 5},
+    {"groups": 0},
+    {"groups": -1},
+    {"groups": 1.0},
+    {"groups": True},
+    {"groups": 2},
     {"groups": 4, "weight": torch.ones(6, 1, 3, 3)},
-    {"bias": torch.ones(5)}, {"bias": torch.ones(1)}, {"bias": torch.ones(6, 1)}, {"bias": torch.ones(())},
-    {"bias": torch.ones(6).double()}, {"bias": 1.0}, {"input": torch.ones(4, 4)}, {"input": torch.ones(1, 1, 4, 4, 4)},
-    {"input": torch.ones(2, 3, 8, 8)}, {"input": torch.ones(2, 4, 2, 8)}, {"input": torch.ones(2, 4, 0, 8), "padding": 2},
-    {"input": torch.ones(2, 4, 8, 8).double()}, {"input": torch.ones(2, 4, 8, 8).bool()}, {"input": [[1.0]]}, {"input": None},
-    {"weight": torch.ones(6, 4, 3)}, {"weight": torch.ones(6, 4, 3, 3, 3)}, {"weight": torch.ones(0, 4, 3, 3), "bias": None},
-    {"weight": torch.ones(6, 4, 0, 3)}, {"weight": None},
+    {"bias": torch.ones(5)},
+    {"bias": torch.ones(1)},
+    {"bias": torch.ones(6, 1)},
+    {"bias": torch.ones(())},
+    {"bias": torch.ones(6).double()},
+    {"bias": 1.0},
+    {"input": torch.ones(4, 4)},
+    {"input": torch.ones(1, 1, 4, 4, 4)},
+    {"input": torch.ones(2, 3, 8, 8)},
+    {"input": torch.ones(2, 4, 2, 8)},
+    {"input": torch.ones(2, 4, 0, 8), "padding": 2},
+    {"input": torch.ones(2, 4, 8, 8).double()},
+    {"input": torch.ones(2, 4, 8, 8).bool()},
+    {"input": [[1.0]]},
+    {"input": None},
+    {"weight": torch.ones(6, 4, 3)},
+    {"weight": torch.ones(6, 4, 3, 3, 3)},
+    {"weight": torch.ones(0, 4, 3, 3), "bias": None},
+    {"weight": torch.ones(6, 4, 0, 3)},
+    {"weight": None},
 ]
 
 
@@ -127,14 +170,41 @@ def test_what_torchs_function_refuses_is_refused_alike(changes: dict):
 
 
 MISBUILT = [  # what differs from Conv2d(4, 6, 3), called with (2, 4, 8, 9)
-    {"groups": 0}, {"groups": -2}, {"groups": 3}, {"groups": 4}, {"groups": "2"}, {"groups": 2.0}, {"padding": "full"},
-    {"padding": "same", "stride": 2}, {"padding": "same", "stride": (1, 2)}, {"padding": "same", "dilation": 0},
-    {"padding_mode": "constant"}, {"padding_mode": ""}, {"kernel_size": -1}, {"kernel_size": 3.0}, {"kernel_size": "3"},
-    {"kernel_size": 0}, {"kernel_size": (3, 3, 3)}, {"kernel_size": (3,)}, {"kernel_size": 10}, {"in_channels": -1},
-    {"in_channels": 4.0}, {"in_channels": 5}, {"in_channels": "4"}, {"out_channels": 0}, {"out_channels": -6}, {"stride": 0},
-    {"stride": (1, 1, 1)}, {"dilation": 0}, {"dilation": 1.5}, {"padding": -1}, {"padding": None},
+    {"groups": 0},
+    {"groups": -2},
+    {"groups": 3},
+    {"groups": 4},
+    {"groups": "2"},
+    {"groups": 2.0},
+    {"padding": "full"},
+    {"padding": "same", "stride": 2},
+    {"padding": "same", "stride": (1, 2)},
+    {"padding": "same", "dilation": 0},
+    {"padding_mode": "constant"},
+    {"padding_mode": ""},
+    {"kernel_size": -1},
+    {"kernel_size": 3.0},
+    {"kernel_size": "3"},
+    {"kernel_size": 0},
+    {"kernel_size": (3, 3, 3)},
+    {"kernel_size": (3,)},
+    {"kernel_size": 10},
+    {"in_channels": -1},
+    {"in_channels": 4.0},
+    {"in_channels": 5},
+    {"in_channels": "4"},
+    {"out_channels": 0},
+    {"out_channels": -6},
+    {"stride": 0},
+    {"stride": (1, 1, 1)},
+    {"dilation": 0},
+    {"dilation": 1.5},
+    {"padding": -1},
+    {"padding": None},
     {"padding": 9, "padding_mode": "reflect"},
-    {"padding": 10, "padding_mode": "circular"}, {"padding": (1,), "padding_mode": "reflect"}, {"dtype": torch.int64},
+    {"padding": 10, "padding_mode": "circular"},
+    {"padding": (1,), "padding_mode": "reflect"},
+    {"dtype": torch.int64},
 ]
 
 
@@ -207,8 +277,10 @@ def test_autocast_computes_in_its_dtype_as_torchs_does():
 def test_batches_that_are_taken_in_parts(groups: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(conv2d_sums, "_CACHE_BYTES", 30_000)  # three images of the seven
     inputs = [torch.randn(shape, requires_grad=True) for shape in ((7, 6, 7, 7), (6, 6 // groups, 3, 3), (6,))]
-    ours, theirs = ([y, *torch.autograd.grad(y.square().sum(), inputs)]
-                    for y in (convolve(*inputs, groups=groups) for convolve in (conv2d, F.conv2d)))
+    ours, theirs = (
+        [y, *torch.autograd.grad(y.square().sum(), inputs)]
+        for y in (convolve(*inputs, groups=groups) for convolve in (conv2d, F.conv2d))
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b, 1e-5)
 
@@ -267,8 +339,21 @@ def test_a_sprint_by_hand_reaches_55_percent(tmp_path):
 
 
 def test_train_by_hand_on_the_command_line(shapes_npz, tmp_path):
-    arguments = ["train", "--conv", "by-hand", "--dataset", f"npz:{shapes_npz}", "--epochs", 0.2, "--augment", 0,
-                 "--val-images", 100, "--out", tmp_path]
+    arguments = [
+        "train",
+        "--conv",
+        "by-hand",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--epochs",
+        0.2,
+        "--augment",
+        0,
+        "--val-images",
+        100,
+        "--out",
+        tmp_path,
+    ]
     result = run_main(*arguments)
     assert result.returncode == 0, result.stderr
     assert run_main("evaluate", "--weights", tmp_path / "model.safetensors").stdout.startswith("accuracy")

@@ -1,4 +1,5 @@
 """The measured gradients are those of the formulas in docs/model.md."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,11 @@ def test_batch_norm_has_the_gradient_of_the_page():
     dims = (0, 2, 3)
     deviation = (x.var(dims, unbiased=False, keepdim=True) + norm.eps).sqrt()
     normalised = (x - x.mean(dims, keepdim=True)) / deviation
-    by_page = norm.weight[None, :, None, None] / deviation * (
-        g - g.mean(dims, keepdim=True) - normalised * (g * normalised).mean(dims, keepdim=True))
+    by_page = (
+        norm.weight[None, :, None, None]
+        / deviation
+        * (g - g.mean(dims, keepdim=True) - normalised * (g * normalised).mean(dims, keepdim=True))
+    )
     torch.testing.assert_close(x.grad, by_page.detach())
     torch.testing.assert_close(norm.weight.grad, (g * normalised).sum(dims).detach())
 
@@ -80,8 +84,11 @@ def made_up(ratio: float, reached: float, accuracy: float) -> Run:
 
 def test_words_claim_no_more_than_the_spread_allows():
     net, plain, maximum = VARIANTS
-    runs = {net: [made_up(0.8, 1.0, 0.50), made_up(0.9, 1.0, 0.54)], plain: [made_up(4.0, 1.0, 0.40), made_up(5.0, 1.0, 0.44)],
-            maximum: [made_up(0.8, 0.11, 0.53), made_up(0.9, 0.11, 0.56)]}
+    runs = {
+        net: [made_up(0.8, 1.0, 0.50), made_up(0.9, 1.0, 0.54)],
+        plain: [made_up(4.0, 1.0, 0.40), made_up(5.0, 1.0, 0.44)],
+        maximum: [made_up(0.8, 0.11, 0.53), made_up(0.9, 0.11, 0.56)],
+    }
     words = in_words(runs)
     assert "changes by a factor of 0.85 at initialisation" in words
     assert "without the sums by 4.50" in words

@@ -1,4 +1,5 @@
 """The lab: exact subsets, trainings that are kept, statements that are true of the numbers, pages, and bad input."""
+
 import json
 import re
 import shutil
@@ -64,6 +65,7 @@ def noise() -> ImageDataset:
 
 # Subsets
 
+
 @pytest.mark.parametrize("seed", range(3))
 def test_balanced_subset_has_exact_counts_and_new_labels(seed):
     split = numbered(2000)
@@ -108,6 +110,7 @@ def test_splits_of_a_seed_share_no_image(numbered_set):
 
 # Networks
 
+
 @pytest.mark.parametrize("side", [28, 29, 32])
 def test_arithmetic_of_the_sizes_is_that_of_the_network(side):
     model = models.Grayscale1Convolution(1, (side, side), 3)
@@ -127,13 +130,24 @@ def test_gradient_norms_are_those_of_the_loss():
     model, x, y = models.FC_only(1, (4, 4), 3), torch.randn(8, 1, 4, 4), torch.arange(8) % 3
     norms = models.gradient_norms(model, x, y)
     nn.functional.cross_entropy(model(x), y).backward()
-    assert norms == {"linear 1": pytest.approx(model.fc1.weight.grad.norm().item()),
-                     "linear 2": pytest.approx(model.fc2.weight.grad.norm().item())}
+    assert norms == {
+        "linear 1": pytest.approx(model.fc1.weight.grad.norm().item()),
+        "linear 2": pytest.approx(model.fc2.weight.grad.norm().item()),
+    }
 
 
-@pytest.mark.parametrize(("name", "bias", "dead"), [
-    ("relu", -100, True), ("relu", 100, False), ("tanh", 100, True), ("sigmoid", -100, True), ("leaky_relu", -100, False),
-    ("gelu", -100, True), ("tanh", 0, False)])
+@pytest.mark.parametrize(
+    ("name", "bias", "dead"),
+    [
+        ("relu", -100, True),
+        ("relu", 100, False),
+        ("tanh", 100, True),
+        ("sigmoid", -100, True),
+        ("leaky_relu", -100, False),
+        ("gelu", -100, True),
+        ("tanh", 0, False),
+    ],
+)
 def test_dead_units(name, bias, dead):
     model = nn.Sequential(nn.Linear(4, 6), models.activation_layer(name), nn.Linear(6, 2))
     nn.init.zeros_(model[0].bias)
@@ -158,11 +172,13 @@ def test_frozen_features_stay_as_they_are(noise, frozen):
 
 # Trainings that are kept
 
+
 def make_part(noise: ImageDataset, seed: int = 0, steps: int = 3, keep_weights: bool = False) -> Part:
     images = take_images(noise, (), 20, seed)
     config = TrainConfig(steps=steps, batch_size=20, eval_every=1, precision="fp32", seed=seed)
-    return Part({"model": "FC_only", "seed": seed}, partial(models.FC_only, 1, (28, 28), 2), images, config,
-                keep_weights=keep_weights)
+    return Part(
+        {"model": "FC_only", "seed": seed}, partial(models.FC_only, 1, (28, 28), 2), images, config, keep_weights=keep_weights
+    )
 
 
 @pytest.fixture
@@ -192,8 +208,8 @@ def test_second_run_trains_only_what_is_missing_or_changed(noise, tmp_path, fits
 
 def test_kept_weights_are_the_trained_network(noise, tmp_path):
     part = make_part(noise, keep_weights=True)
-    outcome, = run_parts([part], tmp_path)
-    again, = run_parts([part], tmp_path)
+    (outcome,) = run_parts([part], tmp_path)
+    (again,) = run_parts([part], tmp_path)
     model = again.model(part)
     test = part.images.dataset.test
     with torch.no_grad():
@@ -205,8 +221,24 @@ def test_kept_weights_are_the_trained_network(noise, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path):
-    command = [sys.executable, ROOT / "main.py", "lab", "activations", "--quick", "--steps", "100", "--seeds", "15",
-               "--activations", "relu", "tanh", "--per-class", "8", "--out", tmp_path]
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        "lab",
+        "activations",
+        "--quick",
+        "--steps",
+        "100",
+        "--seeds",
+        "15",
+        "--activations",
+        "relu",
+        "tanh",
+        "--per-class",
+        "8",
+        "--out",
+        tmp_path,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while len(list(tmp_path.glob("parts/*.json"))) < 2:
         assert process.poll() is None, process.stderr.read()
@@ -215,8 +247,9 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     _, errors = process.communicate()
     kept = len(list(tmp_path.glob("parts/*.json")))
     assert process.returncode == 130
-    assert re.fullmatch(rf"interrupted: {kept} of 30 trainings are done and kept in .*: the same command goes on with the others\n",
-                        errors), errors
+    assert re.fullmatch(
+        rf"interrupted: {kept} of 30 trainings are done and kept in .*: the same command goes on with the others\n", errors
+    ), errors
     assert 2 <= kept < 30
     seeds = kept // 2
     done = subprocess.run([*command, "--seeds", str(seeds)], capture_output=True, text=True)
@@ -227,19 +260,36 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
 
 # Statements
 
-def make_outcome(train_loss: list[float], val_loss: list[float], train_accuracy: float, test_accuracy: float,
-                 predictions: list[int], seed: int) -> Outcome:
-    looks = [Evaluation(i + 1, i + 1, 10 * (i + 1), 0.1, a, 0.9, b, 0.9)
-             for i, (a, b) in enumerate(zip(train_loss, val_loss, strict=True))]
-    return Outcome({"model": "FC_only", "seed": seed}, History(looks, list(range(1, len(looks) + 1))), train_accuracy, 0.3,
-                   test_accuracy, test_accuracy, predictions, 100, 1000, [0.5], [0.2], {})
+
+def make_outcome(
+    train_loss: list[float], val_loss: list[float], train_accuracy: float, test_accuracy: float, predictions: list[int], seed: int
+) -> Outcome:
+    looks = [
+        Evaluation(i + 1, i + 1, 10 * (i + 1), 0.1, a, 0.9, b, 0.9)
+        for i, (a, b) in enumerate(zip(train_loss, val_loss, strict=True))
+    ]
+    return Outcome(
+        {"model": "FC_only", "seed": seed},
+        History(looks, list(range(1, len(looks) + 1))),
+        train_accuracy,
+        0.3,
+        test_accuracy,
+        test_accuracy,
+        predictions,
+        100,
+        1000,
+        [0.5],
+        [0.2],
+        {},
+    )
 
 
 def test_overfitting_is_stated_where_it_is_and_only_there(numbered_set):
     test = Split(numbered_set.test.images[:6], np.array([0, 0, 1, 1, 2, 2]))
     images = Images(ImageDataset("numbered", numbered_set.train, test, ("ant", "bee", "cat")), numbered_set.train)
-    overfitted = [make_outcome([1, 0.1, 0.001], [1, 0.5, 0.8], 1.0, 0.6 + 0.01 * seed, [0, 1, 1, 1, 2, 1], seed)
-                  for seed in range(3)]
+    overfitted = [
+        make_outcome([1, 0.1, 0.001], [1, 0.5, 0.8], 1.0, 0.6 + 0.01 * seed, [0, 1, 1, 1, 2, 1], seed) for seed in range(3)
+    ]
     says = " ".join(digits_fc.observations(overfitted, images))
     assert "It overfits in 3 of 3 runs: there the held-out loss was lowest after 2 epochs and then rose by 60%" in says
     assert "better by 39.0 points" in says
@@ -257,7 +307,8 @@ def test_comparison_tells_a_difference_from_the_spread():
     assert mean == pytest.approx(0.09)
     assert half == pytest.approx(4.3027 * np.std([0.1, 0.1, 0.07], ddof=1) / 3**0.5, rel=1e-4)
     assert compare("a", [0.9, 0.92, 0.91], "b", [0.8, 0.82, 0.84], "accuracy").startswith(
-        "a is better than b in accuracy by 9.0 points")
+        "a is better than b in accuracy by 9.0 points"
+    )
     assert compare("b", [0.8, 0.82, 0.84], "a", [0.9, 0.92, 0.91], "accuracy").startswith("b is worse than a")
     assert "no difference in accuracy beyond the spread" in compare("a", [0.9, 0.7, 0.8], "b", [0.8, 0.8, 0.81], "accuracy")
     assert "do not tell" in compare("a", [0.9, 0.9], "b", [0.8, 0.8], "accuracy")  # two seeds
@@ -265,12 +316,18 @@ def test_comparison_tells_a_difference_from_the_spread():
 
 # Pages
 
+
 def make_page(dataset: str) -> Page:
     hostile = "<script>alert(1)</script> | *x*"
     page = Page("test", f"Title {hostile}", "Question?", dataset, [("data", hostile)], 12.3, [f"Observed {hostile}"])
     png = lab.figures.confusion(np.array([0, 1]), [0, 1], ["ant", "bee"])
-    page.add("Section", "Text", Table(("a", "b"), [("1", hostile)], "caption"), Figure("curves", png, "Some curves."),
-             Figure("pictures", png, "Some images.", shows_images=True))
+    page.add(
+        "Section",
+        "Text",
+        Table(("a", "b"), [("1", hostile)], "caption"),
+        Figure("curves", png, "Some curves."),
+        Figure("pictures", png, "Some images.", shows_images=True),
+    )
     return page
 
 
@@ -305,6 +362,7 @@ def test_figures_of_the_docs_are_there_and_no_others():
 
 # The commands
 
+
 def run_lab(*arguments: object) -> int:
     return main.main(["lab", *map(str, arguments)])
 
@@ -317,7 +375,7 @@ def accuracies(folder: Path) -> list[float]:
 def test_digits(tmp_path, capsys, name):
     assert run_lab(name, "--quick", "--seeds", 1, "--lr", 0.01, "--out", tmp_path) == 0
     out, page = capsys.readouterr().out, (tmp_path / f"{name}.html").read_text()
-    accuracy, = accuracies(tmp_path)
+    (accuracy,) = accuracies(tmp_path)
     assert accuracy > 0.85  # of three digits
     assert f"<td>{accuracy:.2%}</td>" in page
     assert "the training loss became flat" in out and "the training loss became flat" in page
@@ -329,8 +387,26 @@ def test_digits(tmp_path, capsys, name):
 
 
 def test_activations_and_more_data(tmp_path, capsys):
-    assert run_lab("activations", "--quick", "--activations", "relu", "sigmoid", "elu", "--steps", 20, "--seeds", 1,
-                   "--classes", 0, 1, "--out", tmp_path / "a") == 0
+    assert (
+        run_lab(
+            "activations",
+            "--quick",
+            "--activations",
+            "relu",
+            "sigmoid",
+            "elu",
+            "--steps",
+            20,
+            "--seeds",
+            1,
+            "--classes",
+            0,
+            1,
+            "--out",
+            tmp_path / "a",
+        )
+        == 0
+    )
     assert len(accuracies(tmp_path / "a")) == 3
     page = (tmp_path / "a" / "activations.html").read_text()
     for name in ("relu", "sigmoid", "elu"):
@@ -352,8 +428,12 @@ def test_ladder(tmp_path, shapes_npz):
         np.savez(tmp_path / "few.npz", **{name: arrays[name][:400] for name in arrays.files})
     assert run_lab("cifar-ladder", "--dataset", f"npz:{tmp_path / 'few.npz'}", "--epochs", 1, "--seeds", 1, "--out", tmp_path) == 0
     kept = [json.loads(path.read_text()) for path in tmp_path.glob("parts/*.json")]
-    assert {k["facts"]["model"] for k in kept} == {"one convolution", "three convolutions", "six, BatchNorm, dropout",
-                                                   "constrained Net"}
+    assert {k["facts"]["model"] for k in kept} == {
+        "one convolution",
+        "three convolutions",
+        "six, BatchNorm, dropout",
+        "constrained Net",
+    }
     assert len({k["history"]["images_seen"] for k in kept}) == 1  # the same budget
     Tags((tmp_path / "cifar-ladder.html").read_text())
 
@@ -364,11 +444,25 @@ def short_pretraining(monkeypatch) -> None:
 
 
 def test_transfer_trains_a_source_on_the_other_classes_once(tmp_path, shapes_npz, short_pretraining, fits, capsys):
-    arguments = ("transfer", "--target", f"npz:{shapes_npz}", "--classes", 3, 8, "--per-class", 8, "--epochs", 1, "--seeds", 1,
-                 "--out", tmp_path)
+    arguments = (
+        "transfer",
+        "--target",
+        f"npz:{shapes_npz}",
+        "--classes",
+        3,
+        8,
+        "--per-class",
+        8,
+        "--epochs",
+        1,
+        "--seeds",
+        1,
+        "--out",
+        tmp_path,
+    )
     assert run_lab(*arguments) == 0
     assert len(fits) == 4  # the source and three methods
-    source, = tmp_path.glob("source-*.safetensors")
+    (source,) = tmp_path.glob("source-*.safetensors")
     assert load_weights(source)[1]["classes"] == ["0", "1", "2", "4", "5", "6", "7", "9"]
     assert run_lab(*arguments) == 0
     assert len(fits) == 4
@@ -409,8 +503,12 @@ def test_transfer_to_a_folder_leaves_out_unreadable_images(tmp_path, capsys):
 
 
 def test_transfer_digits_from_mnist_without_either_network_or_data(tmp_path):
-    assert run_lab("transfer", "--quick", "--per-class", 8, "--epochs", 5, "--seeds", 1, "--data-dir", tmp_path / "none",
-                   "--out", tmp_path) == 0
+    assert (
+        run_lab(
+            "transfer", "--quick", "--per-class", 8, "--epochs", 5, "--seeds", 1, "--data-dir", tmp_path / "none", "--out", tmp_path
+        )
+        == 0
+    )
     kept = {(k := json.loads(path.read_text()))["facts"]["method"]: k["test_accuracy"] for path in tmp_path.glob("parts/*.json")}
     assert kept["frozen features"] > kept["from scratch"]
 
@@ -445,25 +543,28 @@ def one_line(capsys) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("digits-fc", "--classes", "0", "x"), "digits has no class 'x': there are 0, 1, 2"),
-    (("digits-fc", "--classes", "4"), "only one class, '4'"),
-    (("digits-fc", "--classes", "4", "4"), "named twice"),
-    (("digits-fc", "--per-class", 1000), "1000 images of class '0' were asked for: digits has 142 for training, of which 35"),
-    (("digits-fc", "--per-class", 0), "0 images of class '0'"),
-    (("digits-fc", "--seeds", 0), "--seeds is 0: it must be 1 or more"),
-    (("digits-fc", "--lr", 0), "max_lr is 0"),
-    (("activations", "--activations", "relu", "relo"), "unknown activation 'relo': there are relu, gelu"),
-    (("activations", "--steps", 0), "--steps is 0: it must be 1 or more"),
-    (("more-data", "--per-class", -1), "-1 images of class"),
-    (("more-data", "--dataset", "nothing"), "unknown data set 'nothing'"),
-    (("transfer", "--classes", "0", "x"), "digits has no class 'x'"),
-    (("transfer", "--source", "cifar8"), "takes images of 3 channels, those of digits have 1"),
-    (("transfer", "--source", "nothing"), "unknown source 'nothing'"),
-    (("transfer", "--epochs", 0), "--epochs 1 or more"),
-    (("transfer", "--target", "folder:/nowhere"), "there is no folder /nowhere"),
-    (("nothing",), "unknown command 'nothing'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits-fc", "--classes", "0", "x"), "digits has no class 'x': there are 0, 1, 2"),
+        (("digits-fc", "--classes", "4"), "only one class, '4'"),
+        (("digits-fc", "--classes", "4", "4"), "named twice"),
+        (("digits-fc", "--per-class", 1000), "1000 images of class '0' were asked for: digits has 142 for training, of which 35"),
+        (("digits-fc", "--per-class", 0), "0 images of class '0'"),
+        (("digits-fc", "--seeds", 0), "--seeds is 0: it must be 1 or more"),
+        (("digits-fc", "--lr", 0), "max_lr is 0"),
+        (("activations", "--activations", "relu", "relo"), "unknown activation 'relo': there are relu, gelu"),
+        (("activations", "--steps", 0), "--steps is 0: it must be 1 or more"),
+        (("more-data", "--per-class", -1), "-1 images of class"),
+        (("more-data", "--dataset", "nothing"), "unknown data set 'nothing'"),
+        (("transfer", "--classes", "0", "x"), "digits has no class 'x'"),
+        (("transfer", "--source", "cifar8"), "takes images of 3 channels, those of digits have 1"),
+        (("transfer", "--source", "nothing"), "unknown source 'nothing'"),
+        (("transfer", "--epochs", 0), "--epochs 1 or more"),
+        (("transfer", "--target", "folder:/nowhere"), "there is no folder /nowhere"),
+        (("nothing",), "unknown command 'nothing'"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, words):
     assert run_lab(arguments[0], *(("--quick", "--out", tmp_path) if len(arguments) > 1 else ()), *arguments[1:]) == 2
     assert words in one_line(capsys)

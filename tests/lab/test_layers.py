@@ -1,4 +1,5 @@
 """docs/model.md: its table is the code's, its formulas are such as GitHub renders."""
+
 import re
 
 import pytest

@@ -1,4 +1,5 @@
 """The runtimes: each trains and predicts as the base does, failures become rows, the words follow from the numbers."""
+
 import json
 import multiprocessing
 import os
@@ -53,8 +54,11 @@ def test_inputs_have_the_layout(inputs, layout, monkeypatch):
 
 
 def test_measure_runs_each_in_a_process_and_survives_a_failure(noise):
-    jobs = [Job(variant, "inference", precision, "channels_last", "cpu", 64)
-            for precision in ("fp32", "bf16") for variant in (BASE, "torch.jit.trace", "no such runtime")]
+    jobs = [
+        Job(variant, "inference", precision, "channels_last", "cpu", 64)
+        for precision in ("fp32", "bf16")
+        for variant in (BASE, "torch.jit.trace", "no such runtime")
+    ]
     results = runtimes.measure(PRESETS["sprint"], noise, jobs, rounds=2)
     assert [r.job for r in results] == jobs
     for r in results:
@@ -95,9 +99,11 @@ def test_compiling_pays_after_what_it_saves():
 
 
 def test_table_and_words():
-    results = [made_up(BASE, [90.0, 100.0, 110.0], peak_memory=500_000_000),
-               made_up("torch.compile", [200.0], 10.0, difference=2e-6),
-               made_up("torch.jit.script", [], failed="RuntimeError: a | b")]
+    results = [
+        made_up(BASE, [90.0, 100.0, 110.0], peak_memory=500_000_000),
+        made_up("torch.compile", [200.0], 10.0, difference=2e-6),
+        made_up("torch.jit.script", [], failed="RuntimeError: a | b"),
+    ]
     table = runtimes_page.table(results, images=1000).splitlines()
     assert len({line.count("|") for line in table}) == 1  # as many cells in each row
     assert "| 100 (90 to 110) | 1.00 | 250 s |  | 0 | 500 MB |" in table[2]
@@ -119,8 +125,12 @@ def test_quick_on_the_command_line_without_a_compiler(shapes_npz):
 
 
 def test_the_plot_and_the_page(tmp_path, monkeypatch, noise):
-    results = [made_up(BASE, [90.0, 110.0]), made_up("torch.compile", [50.0, 60.0], 9.0),
-               made_up(BASE, [300.0], work="inference"), made_up("torch.compile", [], work="inference", failed="no")]
+    results = [
+        made_up(BASE, [90.0, 110.0]),
+        made_up("torch.compile", [50.0, 60.0], 9.0),
+        made_up(BASE, [300.0], work="inference"),
+        made_up("torch.compile", [], work="inference", failed="no"),
+    ]
     monkeypatch.setattr(runtimes_page, "measure", lambda *_: results)
     monkeypatch.setattr(runtimes_page, "PAGE", tmp_path / "runtimes.md")
     monkeypatch.setattr(runtimes_page, "RECORD", tmp_path / "runtimes.json")
@@ -138,11 +148,16 @@ def test_the_shipped_page_has_every_runtime():
         assert page.count(f"| {variant} |") >= 8, variant  # two works, two precisions or reasons, two layouts
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--preset", "none"], ["unknown preset 'none'"]), (["--rounds", "0"], ["--rounds"]),
-    (["--quick", "--docs"], ["--quick", "--docs"]), (["--dataset", "cifar11"], ["cifar10"]),
-    (["--quick", "--dataset", "digits", "--batch-size", "5000"], ["--batch-size", "test images"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "none"], ["unknown preset 'none'"]),
+        (["--rounds", "0"], ["--rounds"]),
+        (["--quick", "--docs"], ["--quick", "--docs"]),
+        (["--dataset", "cifar11"], ["cifar10"]),
+        (["--quick", "--dataset", "digits", "--batch-size", "5000"], ["--batch-size", "test images"]),
+    ],
+)
 def test_bad_usage(arguments, words, capsys):
     assert main.main(["lab", "runtimes", *arguments]) == 2
     errors = capsys.readouterr().err

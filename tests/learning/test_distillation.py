@@ -1,4 +1,5 @@
 """Distillation: the loss is Hinton's, the teacher sees what the student sees, wrong teachers are refused."""
+
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,8 +102,17 @@ def test_resume_with_other_weights_of_the_teacher_is_refused(dataset, teacher_pa
 
 
 def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
-    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--teacher", tmp_path / "none.safetensors",
-                      "--val-images", 100, "--out", tmp_path)
+    result = run_main(
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--teacher",
+        tmp_path / "none.safetensors",
+        "--val-images",
+        100,
+        "--out",
+        tmp_path,
+    )
     assert_refused(result, "there is no teacher", "train one first")
 
 

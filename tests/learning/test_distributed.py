@@ -1,4 +1,5 @@
 """Several processes, really started: the same training as in one, and what becomes of it when one is missing, killed or stopped."""
+
 import os
 import re
 import shutil
@@ -23,14 +24,39 @@ from utils import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 # The learning rate is small because training amplifies differences in rounding, on some processors a hundredfold in 60 steps.
-TRAIN = ["--batch-size", 64, "--val-images", 101, "--augment", 0, "--precision", "fp32", "--optimizer", "sgd", "--max-lr", 0.003,
-         "--steps", 60, "--eval-every", 6, "--checkpoint-every", 4, "--ema-decay", 0.9]
+TRAIN = [
+    "--batch-size",
+    64,
+    "--val-images",
+    101,
+    "--augment",
+    0,
+    "--precision",
+    "fp32",
+    "--optimizer",
+    "sgd",
+    "--max-lr",
+    0.003,
+    "--steps",
+    60,
+    "--eval-every",
+    6,
+    "--checkpoint-every",
+    4,
+    "--ema-decay",
+    0.9,
+]
 
 
 def launch(processes: int, file: Path, *arguments: object) -> subprocess.CompletedProcess:
     """`file` in a group of `processes`, its output as text."""
-    return subprocess.run([*TORCHRUN, str(processes), str(file), *map(str, arguments)], cwd=ROOT, text=True, capture_output=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        [*TORCHRUN, str(processes), str(file), *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 def train(processes: int, shapes_npz: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
@@ -98,8 +124,9 @@ def test_batch_norm_is_that_of_the_whole_batch(tmp_path):
     nn.init.normal_(layer.bias)
     layer.weight.data[0] = 0  # as at the start of a residual layer
     # Different means in the two halves, and a channel whose mean is large beside its deviation
-    inputs = [torch.randn(8, 6, 5, 4) * 2 + torch.arange(8.0).view(8, 1, 1, 1) + 4 * torch.arange(6.0).view(6, 1, 1)
-              for _ in range(2)]
+    inputs = [
+        torch.randn(8, 6, 5, 4) * 2 + torch.arange(8.0).view(8, 1, 1, 1) + 4 * torch.arange(6.0).view(6, 1, 1) for _ in range(2)
+    ]
     inputs[1] = inputs[1].to(memory_format=torch.channels_last)
     weights = [torch.randn_like(x) for x in inputs]
     torch.save({"state": nn.Sequential(layer).state_dict(), "inputs": inputs, "weights": weights}, tmp_path / "given.pt")
@@ -148,8 +175,13 @@ with distributed.group(torch.device("cpu")):
 
 def test_each_image_is_seen_by_one_process_once_an_epoch(tmp_path):
     train_split, test_split = random_split(450), random_split(50)
-    np.savez(tmp_path / "data.npz", train_x=train_split.images, train_y=train_split.labels, test_x=test_split.images,
-             test_y=test_split.labels)
+    np.savez(
+        tmp_path / "data.npz",
+        train_x=train_split.images,
+        train_y=train_split.labels,
+        test_x=test_split.images,
+        test_y=test_split.labels,
+    )
     (tmp_path / "script.py").write_text(SEEN)
     result = launch(2, tmp_path / "script.py", tmp_path / "data.npz", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -177,8 +209,13 @@ def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
 def begun(shapes_npz: Path, out: Path) -> tuple[subprocess.Popen, dict[int, int]]:
     """torchrun with two processes that have written their first checkpoint, and their ranks and process ids."""
     arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN]
-    process = subprocess.Popen([*TORCHRUN, "2", str(ROOT / "main.py"), *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [*TORCHRUN, "2", str(ROOT / "main.py"), *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     wait_for(lambda: process.poll() is not None or (out / "checkpoint.pt").exists(), seconds=300)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {pid: re.search(rb"\0RANK=(\d)", Path(f"/proc/{pid}/environ").read_bytes()) for pid in children}
@@ -196,9 +233,12 @@ def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, w
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     (line,) = our_lines(errors)
-    assert re.match(r"error: another of the 2 processes was lost after step \d+ of 60; the last good checkpoint is "
-                    r".*/checkpoint\.pt: the same command with --resume", line), errors
-    assert "main.py\", line" not in errors  # no traceback of ours
+    assert re.match(
+        r"error: another of the 2 processes was lost after step \d+ of 60; the last good checkpoint is "
+        r".*/checkpoint\.pt: the same command with --resume",
+        line,
+    ), errors
+    assert 'main.py", line' not in errors  # no traceback of ours
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] >= 4
     resumed = train(processes, shapes_npz, tmp_path, "--resume")
@@ -222,36 +262,47 @@ def test_stopped_group_saves(shapes_npz, tmp_path, signum):
 def environment(**changes: object) -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2, "RANK": 0,
-                 "CONVSPRINT_JOIN_SECONDS": 2}
+        group = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free.getsockname()[1],
+            "WORLD_SIZE": 2,
+            "RANK": 0,
+            "CONVSPRINT_JOIN_SECONDS": 2,
+        }
     return os.environ | {name: str(value) for name, value in (group | changes).items()}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"RANK": 0}, ["process 0 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "CONVSPRINT_JOIN_SECONDS"]),
-    ({"RANK": 1}, ["process 1 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "torchrun"]),
-    ({"RANK": 2}, ["RANK is 2 and WORLD_SIZE 2"]),
-    ({"RANK": "first"}, ["RANK is 'first'", "torchrun"]),
-    ({"MASTER_PORT": ""}, ["MASTER_PORT", "torchrun"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"RANK": 0}, ["process 0 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "CONVSPRINT_JOIN_SECONDS"]),
+        ({"RANK": 1}, ["process 1 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "torchrun"]),
+        ({"RANK": 2}, ["RANK is 2 and WORLD_SIZE 2"]),
+        ({"RANK": "first"}, ["RANK is 'first'", "torchrun"]),
+        ({"MASTER_PORT": ""}, ["MASTER_PORT", "torchrun"]),
+    ],
+)
 def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words):
     result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--out", tmp_path / "out", env=environment(**changes))
     assert_refused(result, *words)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--batch-size", 65], "a batch of 65 cannot be shared out"),
-    (["--max-lr", 1e30], "try a lower max_lr"),
-    (["--dataset", "npz:nothing.npz"], "nothing.npz"),  # found by process 0 while the other waits
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch-size", 65], "a batch of 65 cannot be shared out"),
+        (["--max-lr", 1e30], "try a lower max_lr"),
+        (["--dataset", "npz:nothing.npz"], "nothing.npz"),  # found by process 0 while the other waits
+    ],
+)
 def test_error_is_said_once(shapes_npz, tmp_path, arguments, words):
     result = train(2, shapes_npz, tmp_path, *arguments)
     assert result.returncode != 0
     (line,) = our_lines(result.stderr)
     assert words in line
     assert "exitcode  : 2" in result.stderr
-    assert "main.py\", line" not in result.stderr
+    assert 'main.py", line' not in result.stderr
 
 
 def test_losses_read_rarely_are_the_same(shapes_npz):
@@ -315,6 +366,13 @@ def test_compiled_training_is_the_same(shapes_npz, tmp_path, processes):
 
 def test_compiling_needs_a_compiler(shapes_npz, tmp_path):
     (tmp_path / "bin").mkdir()
-    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--compile", "--out", tmp_path / "out",
-                      env=os.environ | {"PATH": str(tmp_path / "bin"), "CXX": "none"})
+    result = run_main(
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--compile",
+        "--out",
+        tmp_path / "out",
+        env=os.environ | {"PATH": str(tmp_path / "bin"), "CXX": "none"},
+    )
     assert_refused(result, "C++ compiler")

@@ -1,4 +1,5 @@
 """Muon: the singular values, the size of its steps, what it leaves to AdamW."""
+
 from dataclasses import replace
 
 import pytest
@@ -30,8 +31,9 @@ def test_zero_gradient_stays_zero():
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32, 10)
-                         ).to(memory_format=torch.channels_last)
+    return nn.Sequential(
+        nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32, 10)
+    ).to(memory_format=torch.channels_last)
 
 
 def steps(model: nn.Module, config: TrainConfig) -> dict[str, torch.Tensor]:

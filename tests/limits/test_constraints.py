@@ -1,4 +1,5 @@
 """Each constraint on a network that satisfies all, on networks made to break just that one, and on the project's own."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -77,10 +78,17 @@ def test_a_network_that_satisfies_all() -> None:
     assert of(constraints, "receptive field").value == "114 px"
 
 
-@pytest.mark.parametrize("network, num_channels, image_size", [
-    (Net(3, 10), 3, (32, 32)), (Net(1, 10), 1, (28, 28)), (Net(1, 10), 1, (32, 32)), (Net(3, 100), 3, (64, 48)),
-    (Model(3, 10), 3, (32, 32)), (Model(1, 10), 1, (28, 28)),
-])
+@pytest.mark.parametrize(
+    "network, num_channels, image_size",
+    [
+        (Net(3, 10), 3, (32, 32)),
+        (Net(1, 10), 1, (28, 28)),
+        (Net(1, 10), 1, (32, 32)),
+        (Net(3, 100), 3, (64, 48)),
+        (Model(3, 10), 3, (32, 32)),
+        (Model(1, 10), 1, (28, 28)),
+    ],
+)
 def test_the_project_s_networks_satisfy_all(network: nn.Module, num_channels: int, image_size: tuple[int, int]) -> None:
     assert failed(network, num_channels=num_channels, image_size=image_size) == []
 
@@ -102,12 +110,15 @@ def test_parameters_below_200_000() -> None:
 # Blocks and layers
 
 
-@pytest.mark.parametrize("layers, count", [
-    (nn.Sequential(dense(8, 8, dilation=2), dense(8, 8)), 2),
-    (nn.Sequential(dense(8, 8, dilation=2), separable(8), separable(8), dense(8, 8)), 4),
-    (nn.Sequential(dense(8, 8, dilation=2), nn.Conv2d(8, 8, 1)), 2),
-    (nn.Sequential(dense(8, 8, dilation=2), dense(8, 8, groups=8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), dense(8, 8)), 4),
-])
+@pytest.mark.parametrize(
+    "layers, count",
+    [
+        (nn.Sequential(dense(8, 8, dilation=2), dense(8, 8)), 2),
+        (nn.Sequential(dense(8, 8, dilation=2), separable(8), separable(8), dense(8, 8)), 4),
+        (nn.Sequential(dense(8, 8, dilation=2), nn.Conv2d(8, 8, 1)), 2),
+        (nn.Sequential(dense(8, 8, dilation=2), dense(8, 8, groups=8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), dense(8, 8)), 4),
+    ],
+)
 def test_three_layers_a_block(layers: nn.Module, count: int) -> None:
     network = changed(C4=layers)
     assert failed(network) == ["C1 C2 C3 C4 O"]
@@ -144,19 +155,22 @@ def projection() -> nn.Sequential:
 THREE = nn.Sequential(dense(8, 8, dilation=2), separable(8), dense(8, 8))
 
 
-@pytest.mark.parametrize("block", [
-    Sum(THREE, projection()),
-    Sum(projection(), THREE),
-    nn.Sequential(Sum(nn.Sequential(dense(8, 8), dense(8, 8, dilation=2)), projection()), dense(8, 8)),
-    nn.Sequential(Sum(separable(8), nn.Identity()), Sum(separable(8), projection()), dense(8, 8)),
-    nn.Sequential(dense(8, 8), nn.Conv2d(8, 8, 1), Sum(dense(8, 8), nn.Identity())),  # 1x1, then a residual layer
-    nn.Sequential(dense(8, 8), dense(8, 8), Sum(nn.Conv2d(8, 8, 1), nn.Identity())),  # a residual 1x1 layer
-    nn.Sequential(dense(8, 8), Sum(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), dense(8, 8)),
-    nn.Sequential(dense(8, 8), Concatenation(nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1))),  # nothing is summed
-    nn.Sequential(nn.Conv2d(8, 8, 1), separable(8), nn.Conv2d(8, 8, 1)),  # an inverted residual's three parts
-    nn.Sequential(dense(8, 8), Gate(), dense(8, 8), dense(8, 8)),
-    nn.Sequential(dense(8, 8, groups=8), Gate(), nn.Conv2d(8, 8, 1), dense(8, 8), dense(8, 8)),
-])
+@pytest.mark.parametrize(
+    "block",
+    [
+        Sum(THREE, projection()),
+        Sum(projection(), THREE),
+        nn.Sequential(Sum(nn.Sequential(dense(8, 8), dense(8, 8, dilation=2)), projection()), dense(8, 8)),
+        nn.Sequential(Sum(separable(8), nn.Identity()), Sum(separable(8), projection()), dense(8, 8)),
+        nn.Sequential(dense(8, 8), nn.Conv2d(8, 8, 1), Sum(dense(8, 8), nn.Identity())),  # 1x1, then a residual layer
+        nn.Sequential(dense(8, 8), dense(8, 8), Sum(nn.Conv2d(8, 8, 1), nn.Identity())),  # a residual 1x1 layer
+        nn.Sequential(dense(8, 8), Sum(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), dense(8, 8)),
+        nn.Sequential(dense(8, 8), Concatenation(nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1))),  # nothing is summed
+        nn.Sequential(nn.Conv2d(8, 8, 1), separable(8), nn.Conv2d(8, 8, 1)),  # an inverted residual's three parts
+        nn.Sequential(dense(8, 8), Gate(), dense(8, 8), dense(8, 8)),
+        nn.Sequential(dense(8, 8, groups=8), Gate(), nn.Conv2d(8, 8, 1), dense(8, 8), dense(8, 8)),
+    ],
+)
 def test_shortcut_projections_and_gates_are_not_layers(block: nn.Module) -> None:
     assert blocks_of(changed(C3=block)) == "3 3 3 3"
 
@@ -203,35 +217,42 @@ class Head(nn.Module):
         return self.linear(torch.flatten(self.pool(x), 1))
 
 
-@pytest.mark.parametrize("pool", [
-    nn.AvgPool2d(4),
-    lambda x: F.adaptive_avg_pool2d(x, 1),
-    lambda x: F.adaptive_avg_pool2d(x, output_size=(1, 1)),
-    lambda x: F.avg_pool2d(x, x.shape[2:]),
-    lambda x: x.mean((2, 3)),
-    lambda x: x.mean(dim=[-2, -1], keepdim=True),
-    lambda x: torch.mean(x, (-1, -2)),
-    lambda x: x.flatten(2).mean(-1),
-    lambda x: x.view(x.size(0), x.size(1), -1).mean(dim=2),
-    lambda x: F.relu(x).mean(3).mean(2),
-])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(4),
+        lambda x: F.adaptive_avg_pool2d(x, 1),
+        lambda x: F.adaptive_avg_pool2d(x, output_size=(1, 1)),
+        lambda x: F.avg_pool2d(x, x.shape[2:]),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean(dim=[-2, -1], keepdim=True),
+        lambda x: torch.mean(x, (-1, -2)),
+        lambda x: x.flatten(2).mean(-1),
+        lambda x: x.view(x.size(0), x.size(1), -1).mean(dim=2),
+        lambda x: F.relu(x).mean(3).mean(2),
+    ],
+)
 def test_ways_to_average(pool) -> None:
     assert failed(changed(O=Head(pool))) == []
 
 
-@pytest.mark.parametrize("head", [
-    Head(nn.AdaptiveMaxPool2d(1)),
-    Head(nn.MaxPool2d(4)),
-    Head(lambda x: x.amax((2, 3))),
-    Head(lambda x: x.flatten(2).max(-1)[0]),
-    Head(lambda x: x[:, :, 0, 0]),
-    Head(nn.Conv2d(8, 8, 4)),
-    Head(nn.AdaptiveAvgPool2d(2), 32),
-    Head(nn.AvgPool2d(3)),  # leaves out a row and a column
-    Head(lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), 16),
-    Head(lambda x: x.mean((1, 2)), 4),
-    Head(nn.Identity(), 128),
-], ids=str)
+@pytest.mark.parametrize(
+    "head",
+    [
+        Head(nn.AdaptiveMaxPool2d(1)),
+        Head(nn.MaxPool2d(4)),
+        Head(lambda x: x.amax((2, 3))),
+        Head(lambda x: x.flatten(2).max(-1)[0]),
+        Head(lambda x: x[:, :, 0, 0]),
+        Head(nn.Conv2d(8, 8, 4)),
+        Head(nn.AdaptiveAvgPool2d(2), 32),
+        Head(nn.AvgPool2d(3)),  # leaves out a row and a column
+        Head(lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), 16),
+        Head(lambda x: x.mean((1, 2)), 4),
+        Head(nn.Identity(), 128),
+    ],
+    ids=str,
+)
 def test_anything_but_an_average_fails(head: nn.Module) -> None:
     assert failed(changed(O=head)) == ["GAP"]
 
@@ -281,14 +302,16 @@ class FunctionalDilation(nn.Module):
         return F.conv2d(x, self.weight, padding=2, dilation=2)
 
 
-@pytest.mark.parametrize("layer", [Phases(8, 8, 3, padding=2, dilation=2), FunctionalDilation(),
-                                   nn.Conv2d(8, 8, (1, 3), padding="same", dilation=2)])
+@pytest.mark.parametrize(
+    "layer", [Phases(8, 8, 3, padding=2, dilation=2), FunctionalDilation(), nn.Conv2d(8, 8, (1, 3), padding="same", dilation=2)]
+)
 def test_ways_to_dilate(layer: nn.Module) -> None:
     assert failed(changed(C4=nn.Sequential(dense(8, 8), layer, dense(8, 8)))) == []
 
 
-@pytest.mark.parametrize("layer", [dense(8, 8), nn.Conv2d(8, 8, 1, dilation=2),
-                                   nn.Conv2d(8, 8, (3, 1), padding="same", dilation=(1, 2))])
+@pytest.mark.parametrize(
+    "layer", [dense(8, 8), nn.Conv2d(8, 8, 1, dilation=2), nn.Conv2d(8, 8, (3, 1), padding="same", dilation=(1, 2))]
+)
 def test_no_dilated_convolution(layer: nn.Module) -> None:
     assert failed(changed(C4=nn.Sequential(dense(8, 8), layer, dense(8, 8)))) == ["dilated"]
 
@@ -322,6 +345,7 @@ def test_modules_without_effect_do_not_count(call: bool) -> None:
 
 def small(first: int, second: int) -> Good:
     """Receptive field: first + second - 1 + 4 * (1 + 1 + 2), all other convolutions being 1x1."""
+
     def pointwise(count: int) -> list[nn.Module]:
         return [nn.Conv2d(8, 8, 1) for _ in range(count)]
 
@@ -329,7 +353,8 @@ def small(first: int, second: int) -> Good:
         C1=nn.Sequential(nn.Conv2d(3, 8, first, stride=2, padding=first // 2), *pointwise(2)),
         C2=nn.Sequential(nn.Conv2d(8, 8, second, stride=2, padding=second // 2), *pointwise(2)),
         C3=nn.Sequential(separable(8), dense(8, 8), *pointwise(1)),
-        C4=nn.Sequential(dense(8, 8, dilation=2), *pointwise(2)))
+        C4=nn.Sequential(dense(8, 8, dilation=2), *pointwise(2)),
+    )
 
 
 @pytest.mark.parametrize("first, second, pixels, passed", [(6, 4, 44, False), (7, 4, 45, True), (5, 5, 45, True)])
@@ -378,9 +403,11 @@ def test_a_network_that_fails_on_such_an_image() -> None:
 
 def test_the_table_is_aligned() -> None:
     table = format_table([Constraint("a", "12,345", "< 9", True), Constraint("longer", "1", "> 2 px", False)])
-    assert table.splitlines() == ["constraint  value   limit",
-                                  "a           12,345  < 9     pass",
-                                  "longer      1       > 2 px  FAIL"]
+    assert table.splitlines() == [
+        "constraint  value   limit",
+        "a           12,345  < 9     pass",
+        "longer      1       > 2 px  FAIL",
+    ]
 
 
 # Anybody's class
@@ -426,25 +453,38 @@ def test_a_file_imports_its_own_neighbours(tmp_path: Path) -> None:
     path = write(tmp_path, "from config import WIDTH\n" + NETWORK.format(name="Mine", arguments=""), "model.py")
     assert load_class(f"{path}:Mine").__name__ == "Mine"
     import config as again
+
     assert again is config
 
 
-@pytest.mark.parametrize("text, name, message", [
-    ("class (:\n", "Mine", r"cannot import '.*net.py': SyntaxError"),
-    ("import no_such_module_anywhere\n", "Mine", "cannot import .* ModuleNotFoundError: No module named"),
-    ("raise SystemExit(1)\n", "Mine", "cannot import .* SystemExit"),
-    (NETWORK.format(name="Theirs", arguments=""), "Mine", "there is no 'Mine' in .*; its networks: Theirs"),
-    ("Mine = 3\n", "Mine", "'Mine' in .* is not an nn.Module; its networks: none"),
-    ("class Mine:\n    pass\n", "Mine", "'Mine' in .* is not an nn.Module"),
-    ("class Mine(nn.Module):\n    def __init__(self, a, b, c):\n        pass\n", "Mine", "'Mine' takes neither"),
-    ("class Mine(nn.Module):\n    def __init__(self):\n        raise ValueError('a\\nb')\n", "Mine",
-     "'Mine' cannot be built: ValueError: a$"),
-    ("class Mine(nn.Linear):\n    def __init__(self):\n        super().__init__(7, 10)\n", "Mine",
-     r"'Mine' fails on images of shape \(2, 3, 32, 32\): RuntimeError"),
-    ("class Mine(nn.Flatten):\n    pass\n", "Mine",
-     r"'Mine' makes shape \(2, 3072\) of images .*, not logits of shape \(2, 10\)"),
-    ("class Mine(nn.Module):\n    def forward(self, x):\n        return x, x\n", "Mine", "'Mine' makes a tuple of images"),
-])
+@pytest.mark.parametrize(
+    "text, name, message",
+    [
+        ("class (:\n", "Mine", r"cannot import '.*net.py': SyntaxError"),
+        ("import no_such_module_anywhere\n", "Mine", "cannot import .* ModuleNotFoundError: No module named"),
+        ("raise SystemExit(1)\n", "Mine", "cannot import .* SystemExit"),
+        (NETWORK.format(name="Theirs", arguments=""), "Mine", "there is no 'Mine' in .*; its networks: Theirs"),
+        ("Mine = 3\n", "Mine", "'Mine' in .* is not an nn.Module; its networks: none"),
+        ("class Mine:\n    pass\n", "Mine", "'Mine' in .* is not an nn.Module"),
+        ("class Mine(nn.Module):\n    def __init__(self, a, b, c):\n        pass\n", "Mine", "'Mine' takes neither"),
+        (
+            "class Mine(nn.Module):\n    def __init__(self):\n        raise ValueError('a\\nb')\n",
+            "Mine",
+            "'Mine' cannot be built: ValueError: a$",
+        ),
+        (
+            "class Mine(nn.Linear):\n    def __init__(self):\n        super().__init__(7, 10)\n",
+            "Mine",
+            r"'Mine' fails on images of shape \(2, 3, 32, 32\): RuntimeError",
+        ),
+        (
+            "class Mine(nn.Flatten):\n    pass\n",
+            "Mine",
+            r"'Mine' makes shape \(2, 3072\) of images .*, not logits of shape \(2, 10\)",
+        ),
+        ("class Mine(nn.Module):\n    def forward(self, x):\n        return x, x\n", "Mine", "'Mine' makes a tuple of images"),
+    ],
+)
 def test_classes_that_cannot_be_checked(tmp_path: Path, text: str, name: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=message) as error:
@@ -458,13 +498,16 @@ def test_every_preset_satisfies_every_constraint(preset: str) -> None:
     assert set(failed(Net(3, 10, **PRESETS[preset].net))) == expected
 
 
-@pytest.mark.parametrize("spec, message", [
-    ("nowhere/net.py:Mine", "there is no file 'nowhere/net.py'"),
-    ("no_such_module_anywhere:Mine", "cannot import 'no_such_module_anywhere'"),
-    ("model.py", "names no class"),
-    ("model.py:", "names no class"),
-    (".:Mine", "there is no file"),
-])
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("nowhere/net.py:Mine", "there is no file 'nowhere/net.py'"),
+        ("no_such_module_anywhere:Mine", "cannot import 'no_such_module_anywhere'"),
+        ("model.py", "names no class"),
+        ("model.py:", "names no class"),
+        (".:Mine", "there is no file"),
+    ],
+)
 def test_names_that_lead_nowhere(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_class(spec)

@@ -1,4 +1,5 @@
 """The receptive field of networks for which it is known by hand."""
+
 from __future__ import annotations
 
 import math
@@ -123,13 +124,22 @@ NETWORKS = {
     "max pooling": (nn.Sequential(stem(3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(3)), 3 + 2 + 4),
     "average pooling": (nn.Sequential(stem(3), nn.BatchNorm2d(8), nn.AvgPool2d(2), conv(3)), 3 + 1 + 4),
     "functions": (Functional(), 5 + 8 + 2 + 8),
-    "identity shortcut": (nn.Sequential(stem(3), Residual(nn.Sequential(conv(3, padding=1), conv(3, padding=1)),
-                                                          nn.Identity())), 7),
+    "identity shortcut": (
+        nn.Sequential(stem(3), Residual(nn.Sequential(conv(3, padding=1), conv(3, padding=1)), nn.Identity())),
+        7,
+    ),
     "the shortcut sees more": (nn.Sequential(stem(1), Residual(conv(3, padding=1), conv(7, padding=3))), 7),
-    "branches that look aside": (nn.Sequential(stem(1), Residual(nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), conv(3)),
-                                                                 nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), conv(3)))), 5),
-    "branches padded differently": (nn.Sequential(stem(1), Residual(
-        conv(3, padding=1), nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), conv(2)))), 3),
+    "branches that look aside": (
+        nn.Sequential(
+            stem(1),
+            Residual(nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), conv(3)), nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), conv(3))),
+        ),
+        5,
+    ),
+    "branches padded differently": (
+        nn.Sequential(stem(1), Residual(conv(3, padding=1), nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), conv(2)))),
+        3,
+    ),
     "concatenation": (nn.Sequential(stem(3), Concatenated(conv(1), conv(5, padding=2))), 7),
     "space to depth by slices": (nn.Sequential(SpaceToDepth(), conv(3, 6)), 6),
     "pixel unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), conv(3, 12)), 6),
@@ -222,14 +232,23 @@ def test_the_network_is_left_as_it_is() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-@pytest.mark.parametrize("options", [
-    {},
-    {"pools": (1, 1, 2, 2)},
-    {"pools": (1, 2, 1, 1), "widths": (8, 8, 12, 16)},
-    {"stem_kernel": 3, "stem_stride": 1, "widths": (8, 12, 12, 16)},
-    {"kinds": (("whitening", "separable", "separable_dilated"), ("separable_dilated",) * 3, ("dense",) * 3,
-               ("dense_dilated", "separable", "dense"))},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pools": (1, 1, 2, 2)},
+        {"pools": (1, 2, 1, 1), "widths": (8, 8, 12, 16)},
+        {"stem_kernel": 3, "stem_stride": 1, "widths": (8, 12, 12, 16)},
+        {
+            "kinds": (
+                ("whitening", "separable", "separable_dilated"),
+                ("separable_dilated",) * 3,
+                ("dense",) * 3,
+                ("dense_dilated", "separable", "dense"),
+            )
+        },
+    ],
+)
 def test_arithmetic_and_gradient_agree_on_the_project_s_network(options: dict) -> None:
     seen = receptive_field(Net(3, 10, **options))
     assert seen.arithmetic == seen.gradient < math.inf

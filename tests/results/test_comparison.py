@@ -1,4 +1,5 @@
 """Runs beside each other: their numbers in table, plot and page, from the files that train writes."""
+
 from __future__ import annotations
 
 import json
@@ -20,9 +21,15 @@ from results import comparison
 
 def write_run(folder: Path, evaluations: int = 3, card: dict | None = None) -> Path:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({
-        "card": {"dataset": "shapes", "parameters": 133_930, "test_accuracy": 0.8, **(card or {})},
-        "config": {}, "history": asdict(make_history(evaluations))}))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "card": {"dataset": "shapes", "parameters": 133_930, "test_accuracy": 0.8, **(card or {})},
+                "config": {},
+                "history": asdict(make_history(evaluations)),
+            }
+        )
+    )
     return folder
 
 
@@ -31,8 +38,21 @@ def trained(shapes_npz, tmp_path_factory) -> tuple[Path, Path]:
     """Two folders of real runs, the second as if it had been stopped: its checkpoint alone."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
     for folder, steps in zip(folders, (20, 10), strict=True):
-        result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--steps", steps, "--eval-every", 5, "--augment", 0,
-                          "--val-images", 100, "--out", folder)
+        result = run_main(
+            "train",
+            "--dataset",
+            f"npz:{shapes_npz}",
+            "--steps",
+            steps,
+            "--eval-every",
+            5,
+            "--augment",
+            0,
+            "--val-images",
+            100,
+            "--out",
+            folder,
+        )
         assert result.returncode == 0, result.stderr
     (folders[1] / "run.json").unlink()
     return folders
@@ -45,9 +65,17 @@ def test_command_compares_what_train_wrote(trained, tmp_path):
     record = json.loads((trained[0] / "run.json").read_text())
     last = record["history"]["evaluations"][-1]
     assert first.split() == [
-        str(trained[0]), record["card"]["dataset"], f"{last['epoch']:.4g}", f"{last['train_loss']:.3f}",
-        f"{last['train_accuracy']:.2%}", f"{last['val_loss']:.3f}", f"{last['val_accuracy']:.2%}",
-        f"{record['card']['test_accuracy']:.2%}", "133,930", f"{record['history']['total_seconds']:,.1f}"]
+        str(trained[0]),
+        record["card"]["dataset"],
+        f"{last['epoch']:.4g}",
+        f"{last['train_loss']:.3f}",
+        f"{last['train_accuracy']:.2%}",
+        f"{last['val_loss']:.3f}",
+        f"{last['val_accuracy']:.2%}",
+        f"{record['card']['test_accuracy']:.2%}",
+        "133,930",
+        f"{record['history']['total_seconds']:,.1f}",
+    ]
     assert second.split()[:2] == [str(trained[1]), "(unfinished)"] and second.split()[-3] == "-"
     page = Page((tmp_path / "new" / "comparison.html").read_text())
     assert first.split() in page.rows

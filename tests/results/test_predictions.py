@@ -1,4 +1,5 @@
 """Predictions of image files and folders, the accuracy of weights, contact sheets: as a user asks for them."""
+
 from __future__ import annotations
 
 import json
@@ -30,9 +31,20 @@ def make_weights(path: Path, dataset: str, classes: list[str], channels: int = 3
     torch.manual_seed(0)
     model = Net(channels, len(classes))
     torch.nn.init.normal_(model.O[2].weight)
-    save_weights(path, model.state_dict(), {
-        "dataset": dataset, "classes": classes, "num_channels": channels, "image_size": [side, side], "net": {},
-        "mean": [0.5] * channels, "std": [0.25] * channels, "test_accuracy": 0.1234})
+    save_weights(
+        path,
+        model.state_dict(),
+        {
+            "dataset": dataset,
+            "classes": classes,
+            "num_channels": channels,
+            "image_size": [side, side],
+            "net": {},
+            "mean": [0.5] * channels,
+            "std": [0.25] * channels,
+            "test_accuracy": 0.1234,
+        },
+    )
     return path
 
 
@@ -85,8 +97,9 @@ def test_json_is_what_the_network_says(weights, folder):
     network = TrainedNetwork.load(weights, CPU)
     for entry in report["predictions"]:
         image, _ = read_image(Path(entry["path"]), 3, 32, 32)
-        probabilities = predict_logits(network.model, np.stack([image]), network.card["mean"], network.card["std"], CPU,
-                                       torch.float32).softmax(1)[0]
+        probabilities = predict_logits(
+            network.model, np.stack([image]), network.card["mean"], network.card["std"], CPU, torch.float32
+        ).softmax(1)[0]
         by_class = dict(zip(network.card["classes"], probabilities.tolist(), strict=True))
         values = [p["probability"] for p in entry["top"]]
         assert len(values) == 3 and values == sorted(values, reverse=True)
@@ -123,8 +136,9 @@ def test_nothing_readable_is_status_1_and_no_traceback(weights, tmp_path):
 
 
 def test_reader_who_has_enough_is_no_error(weights, folder):
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", "predict", "--weights", weights, folder],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "predict", "--weights", weights, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()  # as `| head -0`
     errors = process.stderr.read().decode()
     process.wait()
@@ -161,13 +175,15 @@ def test_without_images_the_accuracy_on_the_test_set(shapes_npz, tmp_path):
     loss, accuracy = network.evaluate(dataset)
     result = run_main("predict", "--weights", weights, "--sheet", tmp_path / "sheet.png")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == (f"accuracy {accuracy:.2%}, loss {loss:.4f} on the 500 test images of {name}; the weights' card says "
-                             "12.34%\n")
+    assert result.stdout == (
+        f"accuracy {accuracy:.2%}, loss {loss:.4f} on the 500 test images of {name}; the weights' card says 12.34%\n"
+    )
     assert "contact sheet of 100 images" in result.stderr
     report = json.loads(run_main("predict", "--weights", weights, "--json").stdout)
     assert report == {"dataset": name, "images": 500, "accuracy": accuracy, "loss": loss, "card_accuracy": 0.1234}
-    assert_refused(run_main("predict", "--weights", weights, "--dataset", "shapes", "--data-dir", tmp_path / "data"),
-                   "other classes", "circle")
+    assert_refused(
+        run_main("predict", "--weights", weights, "--dataset", "shapes", "--data-dir", tmp_path / "data"), "other classes", "circle"
+    )
 
 
 def test_default_weights_that_are_missing(tmp_path, monkeypatch, capsys):

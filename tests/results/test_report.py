@@ -1,4 +1,5 @@
 """The report: real pictures, right numbers, a page that needs nothing else and lets nothing in."""
+
 import io
 import re
 import subprocess
@@ -24,10 +25,24 @@ CONSTRAINTS = [Constraint("parameters", "196,746", "< 200,000", True), Constrain
 def make_history(evaluations: int) -> History:
     looks = range(1, evaluations + 1)
     return History(
-        evaluations=[Evaluation(step=8 * k, epoch=0.02 * k, images_seen=1024 * k, learning_rate=0.02 / k,
-                                train_loss=2.2 - 0.1 * k, train_accuracy=0.2 + 0.03 * k, val_loss=2.1 - 0.1 * k,
-                                val_accuracy=0.25 + 0.03 * k) for k in looks],
-        seconds=[0.3 * k for k in looks], test_passes=2, images_seen=1024 * evaluations, total_seconds=3.456)
+        evaluations=[
+            Evaluation(
+                step=8 * k,
+                epoch=0.02 * k,
+                images_seen=1024 * k,
+                learning_rate=0.02 / k,
+                train_loss=2.2 - 0.1 * k,
+                train_accuracy=0.2 + 0.03 * k,
+                val_loss=2.1 - 0.1 * k,
+                val_accuracy=0.25 + 0.03 * k,
+            )
+            for k in looks
+        ],
+        seconds=[0.3 * k for k in looks],
+        test_passes=2,
+        images_seen=1024 * evaluations,
+        total_seconds=3.456,
+    )
 
 
 def make_test(num_classes: int, channels: int = 3, images: int = 200, perfect: bool = False) -> tuple[Split, torch.Tensor]:
@@ -42,9 +57,14 @@ def make_test(num_classes: int, channels: int = 3, images: int = 200, perfect: b
 def write(folder: Path, test: Split, logits: torch.Tensor, classes: list[str], evaluations: int = 10, **changes: object) -> str:
     """Write a report; its page."""
     arguments = {
-        "title": "sprint on shapes", "command": "python main.py sprint --seed 3", "history": make_history(evaluations),
-        "test": test, "logits": logits, "card": {"classes": classes, "parameters": 196_746},
-        "config": {"early_exit_accuracy": 0.55, "max_lr": 0.02}, "constraints": CONSTRAINTS,
+        "title": "sprint on shapes",
+        "command": "python main.py sprint --seed 3",
+        "history": make_history(evaluations),
+        "test": test,
+        "logits": logits,
+        "card": {"classes": classes, "parameters": 196_746},
+        "config": {"early_exit_accuracy": 0.55, "max_lr": 0.02},
+        "constraints": CONSTRAINTS,
         "environment": {"hardware": {"processor": "Abacus 9"}},
     }
     path = report.write_report(folder, **arguments | changes)
@@ -120,8 +140,13 @@ def test_page_holds_the_numbers(written):
     _, text, test, logits = written
     page, predictions = Page(text), logits.numpy().argmax(1)
     correct = int((predictions == test.labels).sum())
-    assert page.tiles == {"Test accuracy": f"{correct / 2:.2f}%", "Time on the clock": "3.46 s", "Images seen": "10,240",
-                          "Parameters": "196,746", "Passes over the test split": "2"}
+    assert page.tiles == {
+        "Test accuracy": f"{correct / 2:.2f}%",
+        "Time on the clock": "3.46 s",
+        "Images seen": "10,240",
+        "Parameters": "196,746",
+        "Passes over the test split": "2",
+    }
     assert f"{correct} of 200 test images" in text
     assert f"target of 55% was {'reached' if correct > 110 else 'missed'}" in text
     for index, name in enumerate(["ant", "bee", "cat", "dog"]):
@@ -138,11 +163,16 @@ def test_page_holds_the_numbers(written):
 def test_page_shows_the_most_confident_mistakes(written):
     _, text, test, logits = written
     exponentials = np.exp(logits.numpy().astype(float))
-    wrong = [(row.max() / row.sum(), int(row.argmax()), label, i) for i, (row, label)
-             in enumerate(zip(exponentials, test.labels, strict=True)) if row.argmax() != label]
+    wrong = [
+        (row.max() / row.sum(), int(row.argmax()), label, i)
+        for i, (row, label) in enumerate(zip(exponentials, test.labels, strict=True))
+        if row.argmax() != label
+    ]
     names = ["ant", "bee", "cat", "dog"]
-    expected = [(str(i), names[label], names[predicted], f"{probability:.1%}")
-                for probability, predicted, label, i in sorted(wrong, reverse=True)[:16]]
+    expected = [
+        (str(i), names[label], names[predicted], f"{probability:.1%}")
+        for probability, predicted, label, i in sorted(wrong, reverse=True)[:16]
+    ]
     pattern = r'alt="Test image (\d+), of class (\w+)">\s*<span><strong>(\w+)</strong> ([\d.]+%)'
     assert re.findall(pattern, text) == expected
 
@@ -158,8 +188,10 @@ def test_names_from_a_users_folders_cannot_break_out(tmp_path):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize(("num_classes", "channels", "evaluations", "perfect"), [
-    (2, 1, 1, False), (10, 1, 0, True), (20, 3, 60, False), (100, 3, 3, False)])
+@pytest.mark.parametrize(
+    ("num_classes", "channels", "evaluations", "perfect"),
+    [(2, 1, 1, False), (10, 1, 0, True), (20, 3, 60, False), (100, 3, 3, False)],
+)
 def test_unusual_runs(tmp_path, num_classes, channels, evaluations, perfect):
     test, logits = make_test(num_classes, channels, perfect=perfect)
     names = ["日本\udcff\n" + "x" * 80, *map(str, range(1, num_classes))]

@@ -1,4 +1,5 @@
 """The TensorBoard log, read back with TensorBoard's own reader: complete, once each after a kill, never in the way."""
+
 from __future__ import annotations
 
 import resource
@@ -36,9 +37,33 @@ def points(log: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
     """61 steps of 64 images, a look every 20, a checkpoint every 7."""
-    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--steps", 61, "--batch-size", 64, "--val-images", 100, "--threads", 1,
-                 "--eval-every", 20, "--checkpoint-every", 7, "--augment", 0.5, "--images-per-draw", 32, "--workers", 0,
-                 "--tensorboard", "--out", out, *more]
+    arguments = [
+        "train",
+        "--dataset",
+        f"npz:{shapes_npz}",
+        "--steps",
+        61,
+        "--batch-size",
+        64,
+        "--val-images",
+        100,
+        "--threads",
+        1,
+        "--eval-every",
+        20,
+        "--checkpoint-every",
+        7,
+        "--augment",
+        0.5,
+        "--images-per-draw",
+        32,
+        "--workers",
+        0,
+        "--tensorboard",
+        "--out",
+        out,
+        *more,
+    ]
     return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
 
 
@@ -104,8 +129,18 @@ def test_killed_and_resumed_run_continues_the_same_curves(shapes_npz, whole, tmp
 
 
 def make_trainer(dataset, out: Path, log: TensorBoardLog | None = None, **changes: object) -> Trainer:
-    config = TrainConfig(**{"steps": 12, "batch_size": 64, "val_images": 100, "eval_every": 5, "checkpoint_every": 6, "workers": 0,
-                            "ema_decay": 0.9, **changes})
+    config = TrainConfig(
+        **{
+            "steps": 12,
+            "batch_size": 64,
+            "val_images": 100,
+            "eval_every": 5,
+            "checkpoint_every": 6,
+            "workers": 0,
+            "ema_decay": 0.9,
+            **changes,
+        }
+    )
     seed_everything(0)
     return Trainer(Net(3, 10), dataset, config, out, observer=log)
 
@@ -154,10 +189,12 @@ def test_grey_images_and_gradients_that_are_not_finite(tmp_path):
 
 
 def test_not_imported_without_the_flag(shapes_npz, tmp_path):
-    code = ("import sys, main\n"
-            f"assert main.main(['train', '--dataset', 'npz:{shapes_npz}', '--steps', '2', '--val-images', '100',"
-            f" '--out', {str(tmp_path)!r}]) == 0\n"
-            "print(*sorted(name for name in sys.modules if 'tensorboard' in name))")
+    code = (
+        "import sys, main\n"
+        f"assert main.main(['train', '--dataset', 'npz:{shapes_npz}', '--steps', '2', '--val-images', '100',"
+        f" '--out', {str(tmp_path)!r}]) == 0\n"
+        "print(*sorted(name for name in sys.modules if 'tensorboard' in name))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines()[-1] == "", done.stdout
     assert not (tmp_path / "tensorboard").exists()
@@ -171,6 +208,10 @@ def test_log_folder_that_cannot_be_written_is_said_before_the_training(shapes_np
 
 def test_log_that_cannot_grow_ends_in_one_line(shapes_npz, tmp_path):
     """The kernel refuses to let a file grow, as on a full disk."""
-    result = subprocess.run(command(shapes_npz, tmp_path, "--checkpoint-every", 1000), text=True, capture_output=True,
-                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
+    result = subprocess.run(
+        command(shapes_npz, tmp_path, "--checkpoint-every", 1000),
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )
     assert_refused(result, "cannot write the TensorBoard log", "File too large")
