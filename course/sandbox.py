@@ -99,8 +99,8 @@ class Sandbox:
                 []
                 if self.user is not None or os.getuid()
                 else [
-                    "submissions cannot run as a user of their own (is this Python readable for everybody?): the kernel does not limit "
-                    "how many processes they start, the grader ends them when it sees more than allowed"
+                    "submissions cannot run as a user of their own (is this Python readable for everybody?): the kernel does not "
+                    "limit how many processes they start, the grader ends them when it sees more than allowed"
                 ]
             )
         whose = "everybody on this machine" if self.user is not None else "you"

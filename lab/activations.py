@@ -156,8 +156,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                     "norm of the gradient",
                     log=True,
                 ),
-                f"L2 norm of the loss's gradient for the weights of each layer {when} training, 256 training images: mean, least and "
-                "largest over the seeds.",
+                f"L2 norm of the loss's gradient for the weights of each layer {when} training, 256 training images: mean, least "
+                "and largest over the seeds.",
             )
             for when, values in (("before", before), ("after", after))
         ),

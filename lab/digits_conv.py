@@ -32,8 +32,8 @@ def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
             "The arithmetic of the sizes",
             [
                 Table(("layer", "arithmetic", "output", "parameters"), size_rows(outcome.model(part), dataset.image_size)),
-                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, rounded down; "
-                "a pooling of k by k with stride k makes n / k, rounded down.",
+                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, rounded "
+                "down; a pooling of k by k with stride k makes n / k, rounded down.",
             ],
         ),
     )
@@ -127,8 +127,8 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
         Figure(
             "gradients",
             image_grid(gradients, ["image", *filters]),
-            "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the ReLU, "
-            "and after pooling, through which only the largest of four numbers gets any.",
+            "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the "
+            "ReLU, and after pooling, through which only the largest of four numbers gets any.",
             shows_images,
         ),
     )

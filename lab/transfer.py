@@ -124,12 +124,13 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
     dataset = images.dataset
     sizes, epochs = sorted({part.facts["images"] for part in parts}), sorted({part.facts["epochs"] for part in parts})
     seeds = sorted({part.facts["seed"] for part in parts})
-    accuracy = {
-        (method, count, number): [o.test_accuracy for o in select(outcomes, method=method, images=count, epochs=number)]
+    runs = {
+        (method, count, number): select(outcomes, method=method, images=count, epochs=number)
         for method in METHODS
         for count in sizes
         for number in epochs
     }
+    accuracy = {key: [o.test_accuracy for o in outcomes] for key, outcomes in runs.items()}
     everything = [part.facts["images"] for part in parts if part.facts["per class"] == 0]
     names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
     splits_differ = not np.array_equal(dataset.test.images, parts[-1].images.dataset.test.images)
@@ -199,15 +200,14 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
                     str(number),
                     *(percent(accuracy[method, count, number]) for method in METHODS),
                     ", ".join(
-                        f"{np.mean([o.history.total_seconds for o in select(outcomes, method=method, images=count, epochs=number)]):.1f}"
-                        for method in METHODS
+                        f"{np.mean([o.history.total_seconds for o in runs[method, count, number]]):.1f}" for method in METHODS
                     ),
                 )
                 for count in sizes
                 for number in epochs
             ],
-            f"Test accuracy, mean ± standard deviation over the seeds; a guess is right in {1 / dataset.num_classes:.0%} of all cases "
-            "where the classes are equally frequent. Seconds of one training.",
+            f"Test accuracy, mean ± standard deviation over the seeds; a guess is right in {1 / dataset.num_classes:.0%} of all "
+            "cases where the classes are equally frequent. Seconds of one training.",
         ),
     )
     return page

@@ -266,9 +266,9 @@ def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
         wait_for(
             lambda: (
                 process.poll() is not None  # noqa: B023 (called at once)
-                or (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before)
+                or (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before)  # noqa: B023
             )
-        )  # noqa: B023
+        )
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
