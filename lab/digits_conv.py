@@ -32,8 +32,8 @@ def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
             "The arithmetic of the sizes",
             [
                 Table(("layer", "arithmetic", "output", "parameters"), size_rows(outcome.model(part), dataset.image_size)),
-                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, rounded "
-                "down; a pooling of k by k with stride k makes n / k, rounded down.",
+                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, "
+                "rounded down; a pooling of k by k with stride k makes n / k, rounded down.",
             ],
         ),
     )
