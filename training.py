@@ -33,6 +33,7 @@ from utils import (
     interrupt_flag,
     keep_freed_memory,
     load_checkpoint,
+    provenance,
     random_states,
     resolve_device,
     resolve_precision,
@@ -167,6 +168,20 @@ class Trainer:
     def trained_model(self) -> nn.Module:
         """The network to evaluate and to keep: the averaged one where there is an average."""
         return self.averaged.module if self.averaged else self.model
+
+    def final_card(self, test_accuracy: float | None, precision: torch.dtype) -> dict[str, Any]:
+        """The card of the finished training, for its weights: `test_accuracy` (0 to 1) was found in `precision`."""
+        last = self.history.evaluations[-1]
+        return self.card | {
+            "test_accuracy": test_accuracy,
+            "val_accuracy": last.val_accuracy,
+            "precision": "bf16" if precision == torch.bfloat16 else "fp32",
+            "epochs": last.epoch,
+            "images_seen": self.history.images_seen,
+            "seconds": self.history.total_seconds,
+            "seed": self.config.seed,
+            **provenance(),
+        }
 
     def predict(self, split: Split, precision: torch.dtype | None = None) -> Tensor:
         """Raw logits (N, num_classes), float32 on the CPU, of the trained network on `split`; in the precision of training unless

@@ -17,21 +17,40 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from config import InputError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 ROOT = Path(__file__).resolve().parent
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+
+
+def limit_spinning() -> None:
+    """Limit how long GNU's OpenMP waits for other threads by spinning; to be called before torch is loaded, which reads it.
+
+    With the default, a busy neighbour makes a sprint five times slower than with this limit, which costs nothing on a quiet
+    machine (docs/sprint.md). What the user's environment says stays.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def set_threads(threads: int) -> None:
+    """Limit torch to `threads`; 0 leaves its own choice."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (all devices)."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -39,6 +58,9 @@ def seed_everything(seed: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of all generators, as tensors and plain values that a checkpoint can hold."""
+    import numpy as np
+    import torch
+
     name, keys, *rest = np.random.get_state()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
@@ -51,6 +73,9 @@ def random_states() -> dict[str, Any]:
 
 def restore_random_states(states: dict[str, Any]) -> None:
     """The inverse of `random_states`."""
+    import numpy as np
+    import torch
+
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -64,6 +89,8 @@ def resolve_device(name: str) -> torch.device:
 
     Raises InputError where it is unknown or not there.
     """
+    import torch
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")
@@ -76,8 +103,10 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """torch.bfloat16 or torch.float32; `auto` is bf16 where `device` computes in it natively (emulated, it is slower)."""
+    import torch
+
     if name != "auto":
-        return PRECISIONS[name]
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         native = any(capabilities.get(key, False) for key in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -130,6 +159,8 @@ def count_mult_adds(model: nn.Module, num_channels: int, image_size: tuple[int, 
 def hardware() -> dict[str, Any]:
     """This machine: processor, its instructions for bf16 (None: it only emulates it), cores this process may use, torch's threads,
     accelerator, system."""
+    import torch
+
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -148,8 +179,23 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def network_card(
+    model: nn.Module, num_channels: int, image_size: tuple[int, int], net: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """What a card says of a network itself; `net` are the arguments of model.Net that rebuild it, besides the data's own."""
+    return {
+        **more,
+        "net": net,
+        "parameters": count_parameters(model),
+        "mult_adds": count_mult_adds(model, num_channels, image_size),
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of what the numbers depend on."""
+    import numpy as np
+    import torch
+
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
@@ -220,6 +266,8 @@ def demand_writable(folder: Path) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training's whole state (tensors and plain values), atomically. Raises InputError where it cannot."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
@@ -230,6 +278,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises InputError where it is missing, truncated or holds anything but tensors and plain values.
     """
+    import torch
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -8,25 +8,27 @@ split is not touched. Each round runs every variant once, so that drifts of the 
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import statistics  # noqa: E402
+from utils import limit_spinning
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+limit_spinning()
 
-from config import PRESETS  # noqa: E402
-from images import data  # noqa: E402
-from model import Net  # noqa: E402
-from training import Trainer  # noqa: E402
-from utils import ROOT, seed_everything  # noqa: E402
+import statistics
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import PRESETS
+from images import data
+from model import Net
+from training import Trainer
+from utils import ROOT, seed_everything
 
 SEEDS = range(5)
 SPRINT = replace(PRESETS["sprint"].train, cycles=1, early_exit_accuracy=None, val_images=5000)

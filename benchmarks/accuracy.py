@@ -19,9 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from benchmarks import machine, replace_between, run_command  # noqa: E402
-from config import PRESETS, InputError  # noqa: E402
-from utils import ROOT  # noqa: E402
+from benchmarks import machine, replace_between, run_command
+from config import PRESETS, InputError
+from utils import ROOT
 
 RECORDS = ROOT / "docs" / "records"
 MARKERS = ("<!-- accuracy-table -->", "<!-- /accuracy-table -->")

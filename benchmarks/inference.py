@@ -9,26 +9,28 @@ the machine's speed fall on all alike; the table gives the median, minimum and m
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import statistics  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from utils import limit_spinning
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+limit_spinning()
 
-from benchmarks import run_command  # noqa: E402
-from config import InputError, get_preset  # noqa: E402
-from learning.inference import for_inference  # noqa: E402
-from model import Net  # noqa: E402
-from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json  # noqa: E402
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import run_command
+from config import InputError, get_preset
+from learning.inference import for_inference
+from model import Net
+from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json
 
 
 @dataclass

@@ -15,31 +15,33 @@ Starting the workers and the first steps are not in the rates.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import contextlib  # noqa: E402
-import datetime  # noqa: E402
-import statistics  # noqa: E402
-import time  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
-from importlib.metadata import version  # noqa: E402
-from typing import Any  # noqa: E402
+from utils import limit_spinning
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+limit_spinning()
 
-from benchmarks import machine, run_command  # noqa: E402
-from config import InputError, Preset, get_preset  # noqa: E402
-from images import data  # noqa: E402
-from model import Net  # noqa: E402
-from training import Trainer  # noqa: E402
-from utils import ROOT, demand_writable, provenance, seed_everything, write_json  # noqa: E402
+import contextlib
+import datetime
+import statistics
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import machine, run_command
+from config import InputError, Preset, get_preset
+from images import data
+from model import Net
+from training import Trainer
+from utils import ROOT, demand_writable, provenance, seed_everything, write_json
 
 FIRST_STEPS = 10  # of a training, that are not measured
 Values = dict[str, float]  # what one measurement gives, by name

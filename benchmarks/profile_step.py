@@ -7,22 +7,24 @@ Synthetic images of CIFAR-10's size: the time does not depend on what they show.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as main.py
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from utils import limit_spinning
 
-from config import PRESETS  # noqa: E402
-from images.data import ImageDataset, Split  # noqa: E402
-from model import Net  # noqa: E402
-from training import Trainer  # noqa: E402
+limit_spinning()
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from config import PRESETS
+from images.data import ImageDataset, Split
+from model import Net
+from training import Trainer
 
 REPEATS, ROWS = 30, 12
 

@@ -16,26 +16,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import contextlib  # noqa: E402
-import datetime  # noqa: E402
-import itertools  # noqa: E402
-import json  # noqa: E402
-import platform  # noqa: E402
-import re  # noqa: E402
-import shutil  # noqa: E402
-import statistics  # noqa: E402
-import subprocess  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from typing import Any  # noqa: E402
+import contextlib
+import datetime
+import itertools
+import json
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from benchmarks import machine, replace_between, run_command  # noqa: E402
-from benchmarks.references import REFERENCES, TARGET  # noqa: E402
-from config import InputError  # noqa: E402
-from utils import ROOT, demand_writable, provenance, write_json  # noqa: E402
+from benchmarks import machine, replace_between, run_command
+from benchmarks.references import REFERENCES, TARGET
+from config import InputError
+from utils import ROOT, demand_writable, provenance, write_json
 
 MARKERS = ("<!-- sprint-table -->", "<!-- /sprint-table -->")
 QUICK_LIMIT = 20.0  # seconds that --quick leaves a reference's training

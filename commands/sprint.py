@@ -10,27 +10,78 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from commands import STARTED
+from commands.shared import network_class, write_report
 from config import InputError, get_preset
-from images import data
-from model import Net
-from training import Trainer
-from utils import (
-    PRECISIONS,
-    ROOT,
-    count_parameters,
-    demand_writable,
-    provenance,
-    save_weights,
-    seed_everything,
-    summary,
-    write_json,
-)
+from utils import ROOT, demand_writable, network_card, provenance, save_weights, seed_everything, set_threads, summary, write_json
+
+if TYPE_CHECKING:
+    from images.data import ImageDataset
+    from model import Net
+    from training import Trainer
+
+
+@dataclasses.dataclass
+class Sprint:
+    """Train the constrained network until it exceeds the target accuracy on the whole test split, on the clock.
+
+    Exit status: 0 reached, 3 not reached, 2 bad input, 130 interrupted.
+    """
+
+    preset: str = "sprint"
+    """Network and hyper-parameters: sprint, fast85 or fast90, or any other with --target."""
+    dataset: str = "auto"
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 where it can be had, else
+    shapes."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    seed: int = 0
+    """Seeds the weights, the split and the order of the images."""
+    seeds: int = 1
+    """Run this many consecutive seeds, each in a fresh process."""
+    target: float | None = None
+    """Test accuracy to exceed, above 0 and below 1; default: the preset's."""
+    threads: int = 0
+    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    conv: Literal["torch", "by-hand"] = "torch"
+    """Whose convolution computes the network: torch's, or lab/conv2d.py's, which is slower and equal but for rounding."""
+    json: Path | None = None
+    """Write the record of the run or runs here."""
+    report: bool = False
+    """Write a page with curves, confusion matrix and mistakes to runs/."""
+
+    def run(self) -> int:
+        target = get_preset(self.preset).train.early_exit_accuracy if self.target is None else self.target
+        if target is None:
+            raise InputError(f"the preset {self.preset} has no target: say which test accuracy to exceed with --target")
+        if not 0 < target < 1:
+            raise InputError(f"--target is {target}: it must be above 0 and below 1 (0.55 is 55%)")
+        if self.seeds < 1 or self.seed < 0 or self.threads < 0:
+            raise InputError("--seeds must be 1 or more, --seed and --threads 0 or more")
+        from images import data
+
+        if self.json:
+            demand_writable(self.json.parent)
+        dataset = data.resolve_auto(self.dataset, self.data_dir)
+        if self.seeds > 1:
+            record = run_seeds(
+                dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads, self.json, self.conv
+            )
+            return 3 if record["misses"] else 0
+        set_threads(self.threads)
+        run, trainer = run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target, network_class(self.conv))
+        if self.json:
+            run["process_seconds"] = time.perf_counter() - STARTED
+            write_json(self.json, make_record(dataset, self.preset, target, [run]))
+        if self.report:
+            write_report(ROOT / "runs" / f"{self.preset}-{trainer.dataset.file_name}", f"Sprint of {self.preset}", trainer)
+        return 0 if run["reached"] else 3
 
 
 def run_once(
-    dataset: data.ImageDataset, preset_name: str, seed: int, target: float, network: type[Net] = Net
+    dataset: ImageDataset, preset_name: str, seed: int, target: float, network: type[Net]
 ) -> tuple[dict[str, Any], Trainer]:
     """One sprint of a preset in this process: prints the summary and the result and keeps the weights under weights/.
 
@@ -38,35 +89,24 @@ def run_once(
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
+    from training import Trainer
+
     demand_writable(ROOT / "weights")
     preset = get_preset(preset_name)
     config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
     seed_everything(seed)
     model = network(dataset.num_channels, dataset.num_classes, **preset.net)
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
-    parameters = count_parameters(model)
-    trainer = Trainer(model, dataset, config, card={"preset": preset_name, "net": preset.net, "parameters": parameters})
+    card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
+    trainer = Trainer(model, dataset, config, card=card)
     history = trainer.fit()
 
     path = ROOT / "weights" / f"{preset_name}-{dataset.file_name}.safetensors"
-    (precision,) = (name for name, dtype in PRECISIONS.items() if dtype == trainer.precision)
-    save_weights(
-        path,
-        trainer.trained_model.state_dict(),
-        trainer.card
-        | {
-            "test_accuracy": history.test_accuracy,
-            "seconds": history.total_seconds,
-            "images_seen": history.images_seen,
-            "seed": seed,
-            "precision": precision,
-            **provenance(),
-        },
-    )
+    save_weights(path, trainer.trained_model.state_dict(), trainer.final_card(history.test_accuracy, trainer.precision))
+    passes = f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}"
     print(
         f"{'reached' if history.reached else 'NOT reached'} {target:.1%} on {dataset.name} in {history.total_seconds:.2f} s: "
-        f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, "
-        f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}, weights in {path}"
+        f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, {passes}, weights in {path}"
     )
     entry = {
         "seed": seed,
@@ -75,7 +115,7 @@ def run_once(
         "test_accuracy": history.test_accuracy,
         "test_passes": history.test_passes,
         "images_seen": history.images_seen,
-        "parameters": parameters,
+        "parameters": card["parameters"],
     }
     return entry, trainer
 
@@ -95,31 +135,14 @@ def run_seeds(
 
     Raises InputError where a run fails for another reason than a missed target.
     """
+    same = {"preset": preset, "dataset": dataset, "data-dir": data_dir, "target": target, "threads": threads, "conv": conv}
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(first_seed, first_seed + seeds):
             path = Path(folder) / f"{seed}.json"
-            arguments = [
-                "sprint",
-                "--preset",
-                preset,
-                "--dataset",
-                dataset,
-                "--data-dir",
-                str(data_dir),
-                "--seed",
-                str(seed),
-                "--target",
-                str(target),
-                "--threads",
-                str(threads),
-                "--json",
-                str(path),
-                "--conv",
-                conv,
-            ]
+            options = [f"--{name}={value}" for name, value in {**same, "seed": seed, "json": path}.items()]
             started = time.perf_counter()
-            child = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], stdout=subprocess.DEVNULL)
+            child = subprocess.run([sys.executable, str(ROOT / "main.py"), "sprint", *options], stdout=subprocess.DEVNULL)
             process_seconds = time.perf_counter() - started
             if child.returncode not in (0, 3):
                 raise InputError(f"the run with seed {seed} ended with exit status {child.returncode}: see its message above")

@@ -11,8 +11,8 @@ from typing import Literal
 import tyro
 
 from config import InputError
+from utils import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "runs" / "submissions.sqlite"
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from config import InputError, get_preset
 from lab.experiments import EXPERIMENTS
-
-ROOT = Path(__file__).resolve().parent.parent
+from utils import ROOT
 
 
 @dataclasses.dataclass

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from config import InputError
+from utils import ROOT
 
 if TYPE_CHECKING:
     from lab.page import Page
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass

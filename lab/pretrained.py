@@ -22,7 +22,7 @@ from lab.models import net_features
 from learning.inference import TrainedNetwork
 from model import Net
 from training import Trainer
-from utils import ROOT, count_mult_adds, count_parameters, provenance, save_weights, seed_everything
+from utils import ROOT, count_parameters, network_card, save_weights, seed_everything
 
 if TYPE_CHECKING:
     from lab.experiments import Transfer
@@ -112,34 +112,13 @@ def pretrain(path: Path, dataset: ImageDataset, classes: Sequence[str], config: 
     print(f"training the source on {len(classes)} classes of {dataset.name}: {', '.join(classes)}", file=sys.stderr, flush=True)
     seed_everything(config.seed)
     model = Net(dataset.num_channels, len(classes), **NET)
-    trainer = Trainer(
-        model,
-        images.dataset,
-        config,
-        val_split=images.val,
-        card={
-            "net": NET,
-            "parameters": count_parameters(model),
-            "mult_adds": count_mult_adds(model, dataset.num_channels, dataset.image_size),
-        },
-    )
-    history = trainer.fit()
-    _, accuracy = trainer.evaluate(images.dataset.test, torch.float32)
-    save_weights(
-        path,
-        trainer.trained_model.state_dict(),
-        trainer.card
-        | {
-            "test_accuracy": accuracy,
-            "val_accuracy": history.evaluations[-1].val_accuracy,
-            "precision": "fp32",
-            "epochs": config.epochs,
-            "seconds": history.total_seconds,
-            "seed": config.seed,
-            "config": asdict(config),
-            **provenance(),
-        },
-    )
+    card = network_card(model, dataset.num_channels, dataset.image_size, NET)
+    trainer = Trainer(model, images.dataset, config, val_split=images.val, card=card)
+    trainer.fit()
+    precision = torch.float32
+    _, accuracy = trainer.evaluate(images.dataset.test, precision)
+    card = trainer.final_card(accuracy, precision) | {"config": asdict(config)}
+    save_weights(path, trainer.trained_model.state_dict(), card)
 
 
 def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[str]) -> Source:

@@ -30,7 +30,7 @@ from config import Preset, TrainConfig
 from images.data import ImageDataset, Split, normalise
 from model import Net
 from training import Trainer
-from utils import PRECISIONS
+from utils import resolve_precision
 
 BASE = "base"
 BUILD: dict[str, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]] = {
@@ -253,7 +253,7 @@ def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
 
 def _inference(job: Job, inputs: dict[str, Any]) -> Callable[[], Tensor]:
     """The logits of one batch; the first call also builds the variant."""
-    device, precision = torch.device(job.device), PRECISIONS[job.precision]
+    device, precision = torch.device(job.device), resolve_precision(job.precision, torch.device(job.device))
     network = Net(inputs["images"].shape[3], len(inputs["classes"]), **inputs["net"])
     network.load_state_dict(inputs["weights"])
     network.to(device, memory_format=LAYOUTS[job.layout]).eval()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from training import Trainer
+    from config import TrainConfig
+    from images.data import ImageDataset, Split
 
 
 @dataclass
@@ -53,6 +54,25 @@ class History:
         return cls(**{**values, "evaluations": [Evaluation(**e) for e in values["evaluations"]]})
 
 
+class Training(Protocol):
+    """What an observer may read of a training under way; the Trainer is one."""
+
+    step: int
+    """Optimizer steps taken."""
+    model: nn.Module
+    dataset: ImageDataset
+    val_split: Split
+    config: TrainConfig
+    history: History
+    card: dict[str, Any]
+    mean: tuple[float, ...]
+    """Of each channel, of pixels scaled to 0..1: what the inputs are normalised with."""
+    std: tuple[float, ...]
+
+    def is_due(self, every: int) -> bool:
+        """Whether what comes every so many steps (0: once an epoch) comes after the latest step."""
+
+
 class Observer:
     """Is told by a Trainer what happens in `fit`. Does nothing; whoever wants to know overrides a method.
 
@@ -60,10 +80,10 @@ class Observer:
     again, the same, when that is resumed.
     """
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, trainer: Training) -> None:
         """All is prepared and, in a resumed run, restored."""
 
-    def trained(self, trainer: Trainer, inputs: Tensor) -> None:
+    def trained(self, trainer: Training, inputs: Tensor) -> None:
         """A step was made on `inputs` (B, C, H, W), the normalised images; the parameters still have the gradients of it."""
 
     def read(self, step: int, learning_rate: float, loss: float, accuracy: float) -> None:
@@ -72,7 +92,7 @@ class Observer:
         On an accelerator this comes up to 20 steps late, since each reading waits for it.
         """
 
-    def evaluated(self, trainer: Trainer, logits: Tensor) -> None:
+    def evaluated(self, trainer: Training, logits: Tensor) -> None:
         """The history has a new evaluation; `logits` (N, num_classes), float32, are those of the held-out images."""
 
     def saving(self) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from config import InputError
+from utils import ROOT
 
 if TYPE_CHECKING:
     from learning.inference import TrainedNetwork
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_WEIGHTS = ROOT / "weights" / "accurate.safetensors"
 
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from config import InputError
-from learning.history import Evaluation, Observer
+from learning.history import Evaluation, Observer, Training
 from results import report
 from utils import demand_writable
-
-if TYPE_CHECKING:
-    from training import Trainer
 
 EVERY = 10
 """Steps between two points of the curves of single batches."""
@@ -67,7 +63,7 @@ class TensorBoardLog(Observer):
             self.writer.close()  # there is none where the training did not begin
         threading.excepthook = self.thread_errors
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, trainer: Training) -> None:
         with self._faults_in_one_line():
             threading.excepthook = self._quiet_about_files
             earlier = list(self.folder.glob("events.out.tfevents.*"))
@@ -85,7 +81,7 @@ class TensorBoardLog(Observer):
             for evaluation in trainer.history.evaluations:  # of a run that was resumed, and only then logged
                 self._curves(evaluation)
 
-    def trained(self, trainer: Trainer, inputs: Tensor) -> None:
+    def trained(self, trainer: Training, inputs: Tensor) -> None:
         with self._faults_in_one_line():
             if self.images_wanted:
                 self._images(trainer, inputs)
@@ -100,7 +96,7 @@ class TensorBoardLog(Observer):
         if step % EVERY == 0:
             self._scalars(step, {"batch/loss": loss, "batch/accuracy": accuracy, "batch/learning_rate": learning_rate})
 
-    def evaluated(self, trainer: Trainer, logits: Tensor) -> None:
+    def evaluated(self, trainer: Training, logits: Tensor) -> None:
         classes = trainer.dataset.classes
         with self._faults_in_one_line():
             self._curves(trainer.history.evaluations[-1])
@@ -138,21 +134,21 @@ class TensorBoardLog(Observer):
         if values.isfinite().all():  # of others there is none
             self.writer.add_histogram(tag, values.numpy(), step, bins=64)
 
-    def _images(self, trainer: Trainer, inputs: Tensor) -> None:
+    def _images(self, trainer: Training, inputs: Tensor) -> None:
         mean, std = (torch.tensor(values)[:, None, None] for values in (trainer.mean, trainer.std))
         images = inputs[:NUM_IMAGES].float().cpu() * std + mean
         images = images if images.shape[1] in (1, 3) else images[:, :1]
         large = images.clamp(0, 1).repeat_interleave(ENLARGED, 2).repeat_interleave(ENLARGED, 3)
         self.writer.add_images("augmented_images", large, trainer.step)
 
-    def _graph(self, trainer: Trainer) -> None:
+    def _graph(self, trainer: Training) -> None:
         # Of a copy, since a pass in training mode would move the statistics of BatchNorm.
         model = copy.deepcopy(trainer.model).cpu().eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.trace, by which it is made, is deprecated
             self.writer.add_graph(model, torch.zeros(1, trainer.dataset.num_channels, *trainer.dataset.image_size))
 
-    def _hparams(self, trainer: Trainer) -> None:
+    def _hparams(self, trainer: Training) -> None:
         # Not by add_hparams, which opens a folder of its own for them, a further one at each call.
         card = {name: trainer.card[name] for name in ("preset", "dataset", "parameters") if name in trainer.card}
         config = asdict(trainer.config) | {"teacher": ", ".join(trainer.config.teacher)}  # it takes no tuples

@@ -20,7 +20,7 @@ ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP
 # Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from images.sources import Split  # noqa: E402 (loads torch, which reads the setting above)
+from images.sources import Split  # (loads torch, which reads the setting above)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))

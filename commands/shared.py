@@ -1,0 +1,44 @@
+"""What the commands that train share: whose network it is, and the page of a finished training."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from model import Net
+    from training import Trainer
+
+NETWORKS = {"torch": "model:Net", "by-hand": "lab.convolution.conv2d:ByHandNet"}
+"""Whose convolution computes the network -> the class."""
+
+
+def network_class(conv: str) -> type[Net]:
+    """The class of NETWORKS."""
+    return pkgutil.resolve_name(NETWORKS[conv])
+
+
+def write_report(folder: Path, title: str, trainer: Trainer, precision: torch.dtype | None = None) -> None:
+    """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
+    from limits.constraints import check
+    from results import report
+    from utils import command_line, hardware, versions
+
+    dataset = trainer.dataset
+    page = report.write_report(
+        folder,
+        title=f"{title} on {dataset.name}",
+        command=command_line(),
+        history=trainer.history,
+        test=dataset.test,
+        logits=trainer.predict(dataset.test, precision),
+        card=trainer.card,
+        config=dataclasses.asdict(trainer.config),
+        constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
+        environment={**hardware(), **versions()},
+    )
+    print(f"report in {page}")
