@@ -199,6 +199,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
+def machine(record: dict[str, Any]) -> str:
+    """What a card or a record was measured on, in words: its `hardware` and, where it has them, its `versions`."""
+    hardware = record["hardware"]
+    bf16 = f" ({hardware['bf16']})" if hardware.get("bf16") else ""  # older records do not say
+    words = [f"{hardware['processor']}{bf16}", f"{hardware['cores']} cores"]
+    if threads := hardware.get("threads"):
+        words.append(f"{threads} thread{'' if threads == 1 else 's'}")
+    if hardware.get("accelerator"):
+        words.append(hardware["accelerator"])
+    if "versions" in record:
+        words.append(f"torch {record['versions']['torch']}")
+    return ", ".join(words)
+
+
 def command_line() -> str:
     """The command that started this process, as one would type it in the project's folder."""
     script = Path(sys.argv[0]).resolve()

@@ -19,9 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from benchmarks import machine, replace_between, run_command
+from benchmarks import run_command
 from config import PRESETS, InputError
-from utils import ROOT
+from results.documents import replace_between
+from utils import ROOT, machine
 
 RECORDS = ROOT / "docs" / "records"
 MARKERS = ("<!-- accuracy-table -->", "<!-- /accuracy-table -->")

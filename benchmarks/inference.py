@@ -19,7 +19,6 @@ from utils import limit_spinning
 limit_spinning()
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks import run_command
 from config import InputError, get_preset
-from learning.inference import for_inference
+from learning.inference import for_inference, seconds_a_call
 from model import Net
 from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json
 
@@ -98,17 +97,6 @@ class Benchmark:
             compiled = torch.compile(folded)
             forms["the same, compiled"] = lambda: compiled(few_bytes)
         return forms
-
-
-def seconds_a_call(predict: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """The mean over as many calls as fill a quarter of a second."""
-    calls, started = 0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < 0.25:
-        predict()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        calls += 1
-    return spent / calls
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import machine, run_command
+from benchmarks import run_command
 from config import InputError, Preset, get_preset
 from images import data
 from model import Net
 from training import Trainer
-from utils import ROOT, demand_writable, provenance, seed_everything, write_json
+from utils import ROOT, demand_writable, machine, provenance, seed_everything, write_json
 
 FIRST_STEPS = 10  # of a training, that are not measured
 Values = dict[str, float]  # what one measurement gives, by name

@@ -32,10 +32,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine, replace_between, run_command
+from benchmarks import run_command
 from benchmarks.references import REFERENCES, TARGET
 from config import InputError
-from utils import ROOT, demand_writable, provenance, write_json
+from results.documents import replace_between
+from utils import ROOT, demand_writable, machine, provenance, write_json
 
 MARKERS = ("<!-- sprint-table -->", "<!-- /sprint-table -->")
 QUICK_LIMIT = 20.0  # seconds that --quick leaves a reference's training

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import measured_on, replace_between
 from config import PRESETS
 from lab.conv2d import ByHandNet, conv2d, demonstrate
 from model import Net
+from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
 
 PAGE = ROOT / "docs" / "conv2d.md"

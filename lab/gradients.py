@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import measured_on, replace_between
 from config import get_preset
 from images.data import ImageDataset
 from model import Layer, Net, ResidualPointwiseConv2d
+from results.documents import measured_on, replace_between
 from training import Trainer
 from utils import ROOT, seed_everything
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import nn
 from torchinfo import summary
 
-from benchmarks import replace_between
 from config import get_preset
 from limits.receptive_field import extent
 from limits.tracing import trace_model
 from model import DilatedDepthwiseConv2d, Layer, Net, ResidualPointwiseConv2d, WhiteningConv2d
+from results.documents import replace_between
 from utils import ROOT
 
 PAGE = ROOT / "docs" / "model.md"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from results.report import data_uri, render
-from utils import ROOT, command_line, hardware, versions, write_atomically
+from utils import ROOT, command_line, hardware, machine, versions, write_atomically
 
 DOCS = ROOT / "docs" / "lab"
 OWN_IMAGES = ("digits", "shapes")  # data sets whose images one may publish
@@ -54,17 +54,12 @@ class Page:
 
     def environment(self) -> list[tuple[str, str]]:
         """Command, time and hardware."""
-        machine, numbers = hardware(), versions()
         minutes = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.1f} min"
         return [
             ("command", command_line()),
             ("time of all trainings", minutes),
-            (
-                "hardware",
-                f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
-                + (f", {machine['accelerator']}" if machine["accelerator"] else ""),
-            ),
-            ("versions", ", ".join(f"{name} {number}" for name, number in numbers.items())),
+            ("hardware", machine({"hardware": hardware()})),
+            ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
         ]
 
     def write(self, folder: Path) -> Path:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.inference import seconds_a_call
 from config import Preset, TrainConfig
 from images.data import ImageDataset, Split, normalise
+from learning.inference import seconds_a_call
 from model import Net
 from training import Trainer
 from utils import resolve_precision

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import measured_on, replace_between
 from config import get_preset
 from lab.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
+from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
 
 if TYPE_CHECKING:

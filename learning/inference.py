@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,17 @@ def loss_and_accuracy(logits: Tensor, labels: np.ndarray) -> tuple[float, float]
     """Mean cross-entropy in nats, and the share of images whose largest logit is their label's (0 to 1)."""
     targets = torch.from_numpy(labels)
     return F.cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item()
+
+
+def seconds_a_call(predict: Callable[[], Tensor], device: torch.device) -> float:
+    """The mean over as many calls as fill a quarter of a second."""
+    calls, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < 0.25:
+        predict()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        calls += 1
+    return spent / calls
 
 
 @dataclass

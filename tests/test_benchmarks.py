@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchinfo import summary
 
-from benchmarks import accuracy, pipeline, references, replace_between, run_command, sprint
+from benchmarks import accuracy, pipeline, references, run_command, sprint
 from benchmarks.references import REFERENCES, TARGET, run
 from config import InputError, TrainConfig
 from conftest import ROOT, assert_refused, random_split
@@ -17,6 +17,7 @@ from images import data
 from images.sources import ImageDataset
 from limits.constraints import check
 from model import Net
+from results.documents import replace_between
 from training import Trainer
 
 
