@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # the first optimizer of a process imports it, for about a second: not on the sprint's clock
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR

@@ -178,6 +178,8 @@ def wrap(model: nn.Module, compiled: bool) -> nn.Module:
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = GroupBatchNorm2d  # the same parameters under the same names, only computed otherwise
+                # Not a decorator, which would import torch._dynamo (one to two seconds) where nothing is compiled.
+                module.group_mean = torch.compiler.disable(_GroupMean.apply) if compiled else _GroupMean.apply
         # A 1x1 kernel has one layout under two descriptions; DDP warns that the gradient is described by the other one.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         network = DistributedDataParallel(model)
@@ -198,8 +200,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         pixels = x.float()
         var, mean = torch.var_mean(pixels, (0, 2, 3), correction=0)
-        group_mean = _GroupMean.apply(mean)
-        group_var = _GroupMean.apply(var + (mean - group_mean).square())
+        group_mean = self.group_mean(mean)
+        group_var = self.group_mean(var + (mean - group_mean).square())
         with torch.no_grad():
             count = size() * x.numel() // x.shape[1]
             self.num_batches_tracked += 1
@@ -214,11 +216,9 @@ class _GroupMean(torch.autograd.Function):
     """The mean over the processes. Its gradient is the mean of the gradients: each output depends on every input alike."""
 
     @staticmethod
-    @torch.compiler.disable
     def forward(ctx: object, x: Tensor) -> Tensor:
         return total(x.clone()).div_(size())
 
     @staticmethod
-    @torch.compiler.disable
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         return total(gradient.clone()).div_(size())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from config import TrainConfig
 
@@ -36,6 +37,30 @@ def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtyp
         )
     options = {"lr": config.max_lr, "betas": (config.momentum, config.beta2), "weight_decay": config.weight_decay, "fused": True}
     return Muon(groups, precision, **options) if config.optimizer == "muon" else AdamW(groups, **options)
+
+
+class _Eager:
+    """Methods of Optimizer without torch's decorators, which import torch._dynamo when they are first called.
+
+    That takes one to two seconds, and only torch.compile requires it.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """torch's AdamW, likewise."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class SGD(_Eager, torch.optim.SGD):
+    """torch's SGD, likewise."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 class Muon(AdamW):

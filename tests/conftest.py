@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,10 +23,27 @@ ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP
 # Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from images.sources import Split  # (loads torch, which reads the setting above)
+import torch  # reads the setting above
+
+import main
+from images.sources import Split
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests too, which repeat at length what others show")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked slow, unless --all is given or the tests are named one by one."""
+    if config.getoption("--all") or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
 
 needs_cifar10 = pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {DATA}")
 
@@ -37,10 +57,24 @@ def random_split(count: int, classes: int = 10, height: int = 32, width: int = 3
 
 
 def run_main(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """`python main.py ARGUMENTS` in a process of its own, its output as text."""
-    return subprocess.run(
-        [sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=cwd, env=env, text=True, capture_output=True
-    )
+    """`main.py ARGUMENTS` with its output as text: in this process, which has torch imported, or with `env` in one of its own."""
+    command = [str(ROOT / "main.py"), *map(str, arguments)]
+    if env is not None:
+        return subprocess.run([sys.executable, *command], cwd=cwd, env=env, text=True, capture_output=True)
+    output, errors = io.StringIO(), io.StringIO()
+    before = os.getcwd(), torch.get_num_threads(), sys.argv
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
+        os.chdir(cwd or before[0])
+        sys.argv = command
+        try:
+            status = main.main(command[1:])
+        except SystemExit as stop:  # of --help
+            status = stop.code or 0
+        finally:
+            os.chdir(before[0])
+            torch.set_num_threads(before[1])
+            sys.argv = before[2]
+    return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
