@@ -255,7 +255,9 @@ def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
     assert f"accuracy {run['test_accuracy']:.2%}" in evaluated.stdout
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5])  # the second seed's process is importing, or training
+@pytest.mark.parametrize(
+    "seconds", [0.3, pytest.param(1.5, marks=pytest.mark.slow)]
+)  # the second seed's process is importing, or training
 def test_interrupted_sprint(shapes_npz, seconds):
     process = subprocess.Popen(
         [sys.executable, ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", "50"],

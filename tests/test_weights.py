@@ -44,8 +44,15 @@ def test_card_says_what_the_file_holds(path):
         assert card["parameters"] < 100_000
 
 
+QUICK = ("fast85", "slim")  # the others take up to a minute
+
+
 @needs_cifar10
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in SHIPPED],
+    ids=lambda path: path.stem,
+)
 def test_evaluate_prints_the_cards_accuracy(path):
     card = json.loads(path.with_suffix(".json").read_text())
     result = run_main("evaluate", "--weights", path, "--dataset", "cifar10", "--data-dir", DATA)

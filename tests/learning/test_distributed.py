@@ -226,7 +226,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 @needs_proc
-@pytest.mark.parametrize(("victim", "processes"), [(0, 2), (1, 1)])
+@pytest.mark.parametrize(("victim", "processes"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, whole, tmp_path, victim, processes):
     process, workers = begun(shapes_npz, tmp_path)
     os.kill(workers[victim], signal.SIGKILL)
@@ -247,7 +247,7 @@ def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, w
 
 
 @needs_proc
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_group_saves(shapes_npz, tmp_path, signum):
     process, workers = begun(shapes_npz, tmp_path)
     process.send_signal(signum)  # torchrun's workers have sessions of their own: it passes the signal on to them
@@ -276,7 +276,11 @@ def environment(**changes: object) -> dict[str, str]:
     ("changes", "words"),
     [
         ({"RANK": 0}, ["process 0 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "CONVSPRINT_JOIN_SECONDS"]),
-        ({"RANK": 1}, ["process 1 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "torchrun"]),
+        pytest.param(
+            {"RANK": 1},
+            ["process 1 could not join the 2 processes", "at 127.0.0.1:", "within 2 s", "torchrun"],
+            marks=pytest.mark.slow,
+        ),
         ({"RANK": 2}, ["RANK is 2 and WORLD_SIZE 2"]),
         ({"RANK": "first"}, ["RANK is 'first'", "torchrun"]),
         ({"MASTER_PORT": ""}, ["MASTER_PORT", "torchrun"]),
@@ -291,8 +295,8 @@ def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch-size", 65], "a batch of 65 cannot be shared out"),
-        (["--max-lr", 1e30], "try a lower max_lr"),
+        pytest.param(["--batch-size", 65], "a batch of 65 cannot be shared out", marks=pytest.mark.slow),
+        pytest.param(["--max-lr", 1e30], "try a lower max_lr", marks=pytest.mark.slow),
         (["--dataset", "npz:nothing.npz"], "nothing.npz"),  # found by process 0 while the other waits
     ],
 )
@@ -356,6 +360,7 @@ with distributed.group(torch.device("cpu")):
 """
 
 
+@pytest.mark.slow  # compiles for half a minute
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_compiled_training_is_the_same(shapes_npz, tmp_path, processes):
