@@ -283,7 +283,7 @@ def one_cycle_adamw(model: nn.Module) -> Optimizer:
 
     max_lr, total_steps = 0.02, math.ceil(50_000 / CONFIG.batch_size)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim > 1]},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]

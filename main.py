@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, Union
 
 # Until the command runs, Ctrl-C ends the process at once: main() has a line to say for it, an import under way only a traceback.
@@ -42,18 +43,18 @@ def parse(arguments: list[str]) -> Any:
 
 
 def parse_one_of(
-    commands: dict[str, type],
+    commands: Mapping[str, type],
     arguments: list[str],
     program: str,
     description: str | None,
-    defaults: dict[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Any:
     """The command among `commands` that `arguments` begin with, filled in; `defaults` of some of them may come ready-made."""
     if arguments[0] not in (*commands, "-h", "--help"):
         raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(commands)}")
     defaults = defaults or {}
-    choices = tuple(
-        Annotated[command, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
+    choices: Any = tuple(
+        Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
         for name, command in commands.items()
     )
     complaint = io.StringIO()

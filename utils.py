@@ -61,7 +61,8 @@ def random_states() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    name, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
         "python": random.getstate(),
