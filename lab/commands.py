@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from config import InputError, get_preset
-from lab.experiments import EXPERIMENTS
+from lab.experiments.command import EXPERIMENTS
 from utils import ROOT
 
 
@@ -21,7 +21,7 @@ class ByHand:
 
     def run(self) -> int:
         demand_whole(self.quick, self.docs)
-        from lab import conv2d_cost
+        from lab.convolution import cost as conv2d_cost
 
         conv2d_cost.show(self.quick, self.docs)
         return 0
@@ -57,7 +57,7 @@ class Runtimes:
             raise InputError("--batch-size and --rounds must be 1 or more")
         import torch
 
-        from lab import runtimes_page
+        from lab.measurements import runtimes_page
 
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         devices = ["cpu", *([accelerator.type] if accelerator and not self.quick else [])]
@@ -79,7 +79,7 @@ class Layers:
 
     def run(self) -> int:
         get_preset(self.preset)
-        from lab import layers
+        from lab.measurements import layers
 
         layers.show(self.preset, self.docs)
         return 0
@@ -109,7 +109,7 @@ class Gradients:
         get_preset(self.preset)
         if self.seeds < 1:
             raise InputError("--seeds must be 1 or more")
-        from lab import gradients
+        from lab.measurements import gradients
         from utils import demand_writable
 
         out = ROOT / "docs" / "gradients.png" if self.docs else self.out

@@ -12,14 +12,14 @@ from torch import nn
 
 from config import TrainConfig
 from images.data import ImageDataset
-from lab.experiment import Images, Outcome, Part, difference, percent, run_parts, take_images
-from lab.figures import confusion, image_grid, loss_and_accuracy
-from lab.models import FC_only
-from lab.page import Figure, Page, Table
+from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
+from lab.experiments.models import FC_only
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Images, Outcome, Part, difference, percent, run_parts, take_images
 from training import FLAT_EVALUATIONS
 
 if TYPE_CHECKING:
-    from lab.experiments import Digits
+    from lab.experiments.command import Digits
 
 FLAT_LOSS = 0.0001  # nats
 MAX_EPOCHS = 2000

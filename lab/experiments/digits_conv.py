@@ -11,14 +11,14 @@ import torch.nn.functional as F
 
 from images import sources
 from images.data import ImageDataset, normalise
-from lab.digits_fc import begin_page, train_until_flat
-from lab.experiment import Outcome, Part
-from lab.figures import image_grid
-from lab.models import Grayscale1Convolution, gradient_norms
-from lab.page import Figure, Page, Table
+from lab.experiments.digits_fc import begin_page, train_until_flat
+from lab.experiments.figures import image_grid
+from lab.experiments.models import Grayscale1Convolution, gradient_norms
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Outcome, Part
 
 if TYPE_CHECKING:
-    from lab.experiments import Digits
+    from lab.experiments.command import Digits
 
 
 def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import get_preset
-from lab.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
+from lab.measurements.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
 from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from config import TrainConfig
 from images.data import ImageDataset, normalise
-from lab.experiment import Outcome, Part, compare, percent, run_parts, select, take_images
-from lab.figures import bars, curves_with_spread
-from lab.models import Convolution3, activation_layer, dead_units, gradient_norms
-from lab.page import Figure, Page, Table
+from lab.experiments.figures import bars, curves_with_spread
+from lab.experiments.models import Convolution3, activation_layer, dead_units, gradient_norms
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Outcome, Part, compare, percent, run_parts, select, take_images
 from training import Trainer
 
 if TYPE_CHECKING:
-    from lab.experiments import Activations
+    from lab.experiments.command import Activations
 
 LOOKS = 20  # at the held-out images, in a training
 BATCH_SIZE = 64

@@ -17,19 +17,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-import lab.experiment
-import lab.page
-import lab.pretrained
 import main
 from config import InputError, TrainConfig
 from conftest import ROOT, Tags, random_split
 from images import data
 from images.data import ImageDataset, Split, balanced_subset
-from lab import digits_fc, models, transfer
-from lab.digits_conv import size_rows
-from lab.experiment import Images, Outcome, Part, compare, difference, run_parts, take_images
-from lab.experiments import EXPERIMENTS
-from lab.page import Figure, Page, Table
+from lab.experiments import digits_fc, figures, models, pretrained, transfer
+from lab.experiments import page as page_module
+from lab.experiments.command import EXPERIMENTS
+from lab.experiments.digits_conv import size_rows
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Images, Outcome, Part, compare, difference, run_parts, take_images
 from learning.history import Evaluation, History
 from training import Trainer
 from utils import load_weights
@@ -320,7 +318,7 @@ def test_comparison_tells_a_difference_from_the_spread():
 def make_page(dataset: str) -> Page:
     hostile = "<script>alert(1)</script> | *x*"
     page = Page("test", f"Title {hostile}", "Question?", dataset, [("data", hostile)], 12.3, [f"Observed {hostile}"])
-    png = lab.figures.confusion(np.array([0, 1]), [0, 1], ["ant", "bee"])
+    png = figures.confusion(np.array([0, 1]), [0, 1], ["ant", "bee"])
     page.add(
         "Section",
         "Text",
@@ -344,7 +342,7 @@ def test_page_needs_nothing_and_lets_nothing_in(tmp_path):
 
 @pytest.mark.parametrize(("dataset", "shown"), [("mnist", False), ("cifar10", False), ("digits", True), ("shapes", True)])
 def test_docs_hold_images_only_of_sets_that_may_be_shown(tmp_path, monkeypatch, dataset, shown):
-    monkeypatch.setattr(lab.page, "DOCS", tmp_path)
+    monkeypatch.setattr(page_module, "DOCS", tmp_path)
     text = make_page(dataset).write_docs().read_text()
     assert (tmp_path / "test-pictures.png").exists() == shown == ("test-pictures.png" in text)
     assert "![Some curves.](test-curves.png)" in text and (tmp_path / "test-curves.png").exists()
@@ -440,7 +438,7 @@ def test_ladder(tmp_path, shapes_npz):
 
 @pytest.fixture
 def short_pretraining(monkeypatch) -> None:
-    monkeypatch.setattr(lab.pretrained, "PRETRAINING", replace(lab.pretrained.PRETRAINING, steps=3, augment=0.0))
+    monkeypatch.setattr(pretrained, "PRETRAINING", replace(pretrained.PRETRAINING, steps=3, augment=0.0))
 
 
 def test_transfer_trains_a_source_on_the_other_classes_once(tmp_path, shapes_npz, short_pretraining, fits, capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from config import PRESETS
 from conftest import ROOT
-from lab import gradients, layers
+from lab.measurements import gradients, layers
 from limits.constraints import check
 from model import Net
 from utils import count_mult_adds, count_parameters

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import main
-from lab.gradients import VARIANTS, Flow, Run, WithMaximum, WithoutResiduals, flow, in_words
+from lab.measurements.gradients import VARIANTS, Flow, Run, WithMaximum, WithoutResiduals, flow, in_words
 from model import Net
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from lab.conv2d_sums import Geometry, Pair, correlate, gradient_of_input, gradient_of_weight, in_parts, joined
+from lab.convolution.sums import Geometry, Pair, correlate, gradient_of_input, gradient_of_weight, in_parts, joined
 from model import Net
 
 

@@ -16,8 +16,9 @@ from config import PRESETS
 from conftest import DATA, assert_refused, needs_cifar10, run_main
 from images import data
 from lab import commands as lab_commands
-from lab import conv2d_cost, conv2d_sums
-from lab.conv2d import ByHandNet, Conv2d, conv2d
+from lab.convolution import cost as conv2d_cost
+from lab.convolution import sums as conv2d_sums
+from lab.convolution.conv2d import ByHandNet, Conv2d, conv2d
 from learning.inference import TrainedNetwork
 from limits.constraints import check
 from model import Net

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import PRESETS
-from lab.conv2d import ByHandNet, conv2d, demonstrate
+from lab.convolution.conv2d import ByHandNet, conv2d, demonstrate
 from model import Net
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision

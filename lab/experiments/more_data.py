@@ -11,13 +11,13 @@ import numpy as np
 
 from config import TrainConfig
 from images.data import ImageDataset
-from lab.experiment import Outcome, Part, compare, difference, percent, run_parts, select, sizes_that_fit, take_images
-from lab.figures import points_with_spread
-from lab.models import FC_only, Grayscale1Convolution
-from lab.page import Figure, Page, Table
+from lab.experiments.figures import points_with_spread
+from lab.experiments.models import FC_only, Grayscale1Convolution
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Outcome, Part, compare, difference, percent, run_parts, select, sizes_that_fit, take_images
 
 if TYPE_CHECKING:
-    from lab.experiments import MoreData
+    from lab.experiments.command import MoreData
 
 NETWORKS = (FC_only, Grayscale1Convolution)
 FC, CONV = (network.__name__ for network in NETWORKS)

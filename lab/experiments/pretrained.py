@@ -17,15 +17,15 @@ from torch import nn
 from config import PRESETS, InputError, TrainConfig
 from images import data
 from images.data import ImageDataset, Split
-from lab.experiment import take_images
-from lab.models import net_features
+from lab.experiments.models import net_features
+from lab.experiments.trainings import take_images
 from learning.inference import TrainedNetwork
 from model import Net
 from training import Trainer
 from utils import ROOT, count_parameters, network_card, save_weights, seed_everything
 
 if TYPE_CHECKING:
-    from lab.experiments import Transfer
+    from lab.experiments.command import Transfer
 
 NET = PRESETS["fast85"].net
 PRETRAINING = replace(PRESETS["fast85"].train, epochs=8, eval_every=0, early_exit_accuracy=None)

@@ -12,8 +12,8 @@ import main
 from config import PRESETS
 from conftest import ROOT, random_split, run_main
 from images.sources import ImageDataset
-from lab import runtimes, runtimes_page
-from lab.runtimes import BASE, BUILD, Job, Result
+from lab.measurements import runtimes, runtimes_page
+from lab.measurements.runtimes import BASE, BUILD, Job, Result
 
 EAGER = [name for name in BUILD if "compile" not in name]
 JOB = Job(BASE, "training", "fp32", "NCHW", "cpu", 64)

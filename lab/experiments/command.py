@@ -10,7 +10,7 @@ from config import InputError
 from utils import ROOT
 
 if TYPE_CHECKING:
-    from lab.page import Page
+    from lab.experiments.page import Page
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Digits(Experiment):
 
         self.choose("dataset", "mnist", "digits")
         self.choose("seeds", 5, 2)
-        experiment = import_module(f"lab.{self.NAME.replace('-', '_')}").experiment
+        experiment = import_module(f"lab.experiments.{self.NAME.replace('-', '_')}").experiment
         return experiment(self, data.load(self.dataset, self.data_dir), folder)
 
 
@@ -129,7 +129,7 @@ class Activations(Experiment):
 
     def make(self, folder: Path) -> Page:
         from images import data
-        from lab.activations import experiment
+        from lab.experiments.activations import experiment
 
         for name, full, quick in (("dataset", "mnist", "digits"), ("per_class", 200, 64), ("steps", 300, 100), ("seeds", 5, 2)):
             self.choose(name, full, quick)
@@ -156,7 +156,7 @@ class MoreData(Experiment):
 
     def make(self, folder: Path) -> Page:
         from images import data
-        from lab.more_data import experiment
+        from lab.experiments.more_data import experiment
 
         for name, full, quick in (("dataset", "mnist", "digits"), ("steps", 1200, 150), ("seeds", 5, 2)):
             self.choose(name, full, quick)
@@ -178,7 +178,7 @@ class CifarLadder(Experiment):
 
     def make(self, folder: Path) -> Page:
         from images import data
-        from lab.cifar_ladder import experiment
+        from lab.experiments.cifar_ladder import experiment
 
         for name, full, quick in (("dataset", "cifar10", "shapes"), ("epochs", 3.0, 0.5), ("seeds", 3, 1)):
             self.choose(name, full, quick)
@@ -216,7 +216,7 @@ class Transfer(Experiment):
     NAME: ClassVar[str] = "transfer"
 
     def make(self, folder: Path) -> Page:
-        from lab.transfer import experiment
+        from lab.experiments.transfer import experiment
 
         self.choose("target", "cifar10", "digits")
         self.choose("seeds", 3, 2)

@@ -15,14 +15,25 @@ from config import InputError, TrainConfig
 from images import data
 from images.data import ImageDataset, Split, stratified_split
 from images.own_images import load_folder
-from lab.experiment import Images, Outcome, Part, class_labels, compare, percent, run_parts, select, sizes_that_fit, take_images
-from lab.figures import points_with_spread
-from lab.models import Transferred
-from lab.page import Figure, Page, Table
-from lab.pretrained import LEFT_OUT, Source, find_source
+from lab.experiments.figures import points_with_spread
+from lab.experiments.models import Transferred
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.pretrained import LEFT_OUT, Source, find_source
+from lab.experiments.trainings import (
+    Images,
+    Outcome,
+    Part,
+    class_labels,
+    compare,
+    percent,
+    run_parts,
+    select,
+    sizes_that_fit,
+    take_images,
+)
 
 if TYPE_CHECKING:
-    from lab.experiments import Transfer
+    from lab.experiments.command import Transfer
 
 METHODS = {
     "from scratch": "the same network with random weights",

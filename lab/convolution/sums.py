@@ -1,4 +1,4 @@
-"""The sums of the convolution by hand and of its gradients, on plain tensors; lab/conv2d.py derives them and puts them together."""
+"""The sums of the convolution by hand and of its gradients, on plain tensors; conv2d.py derives them and puts them together."""
 
 from __future__ import annotations
 

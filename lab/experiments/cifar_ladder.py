@@ -12,14 +12,14 @@ from torch import nn
 
 from config import PRESETS, TrainConfig
 from images.data import ImageDataset
-from lab.experiment import Outcome, Part, compare, percent, run_parts, select, take_images
-from lab.figures import confusions, curves_with_spread
-from lab.models import Convolution1, Convolution3, Convolution6NormDropout
-from lab.page import Figure, Page, Table
+from lab.experiments.figures import confusions, curves_with_spread
+from lab.experiments.models import Convolution1, Convolution3, Convolution6NormDropout
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.trainings import Outcome, Part, compare, percent, run_parts, select, take_images
 from model import Net
 
 if TYPE_CHECKING:
-    from lab.experiments import CifarLadder
+    from lab.experiments.command import CifarLadder
 
 LOOKS = 8  # at the held-out images, in a training
 RUNGS = {
