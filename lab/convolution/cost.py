@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config import PRESETS
-from lab.convolution.conv2d import ByHandNet, conv2d, demonstrate
-from model import Net
+from lab.shared import demand_whole
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 PAGE = ROOT / "docs" / "conv2d.md"
 MARKERS = "<!-- conv2d-costs -->", "<!-- /conv2d-costs -->"
+BATCH_SIZE = 128
+
+
+@dataclass
+class ByHand:
+    """Convolution by hand: its difference from torch's on the homework's case, and its cost on the presets' own shapes."""
+
+    quick: bool = False
+    """One repeat of each shape instead of seven."""
+    docs: bool = False
+    """Put the table into docs/conv2d.md."""
+
+    def run(self) -> int:
+        demand_whole(self.quick, self.docs)
+        import torch
+
+        from lab.convolution.conv2d import demonstrate
+
+        difference = f"largest difference to F.conv2d, input 1x3x10x12, weight 2x3x4x5, fp32: {demonstrate():.1e}"
+        print(difference, flush=True)
+        repeats = 1 if self.quick else 7
+        precisions = ["fp32", *(["bf16"] if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 else [])]
+        costs = {name: layer_costs(name, repeats) + network_costs(name, repeats) for name in precisions}
+        text = f"{table(costs)}\n\n{in_words(costs)}"
+        print(f"\nbatch of {BATCH_SIZE} images\n\n{text}")
+        if self.docs:
+            replace_between(PAGE, MARKERS, f"{difference[0].upper()}{difference[1:]}.\n\n{text}\n\n{measured_on()}")
+        return 0
 
 
 class Cost(NamedTuple):
@@ -35,6 +63,11 @@ class Cost(NamedTuple):
 
 def _convolutions_of_the_presets() -> dict[tuple, list[str]]:
     """(in, out, kernel, stride, padding, dilation, groups, (H, W) of the input) -> presets, for 32x32 RGB images."""
+    import torch
+    from torch import nn
+
+    from model import Net
+
     found: dict[tuple, list[str]] = {}
     for name, preset in PRESETS.items():
 
@@ -73,24 +106,35 @@ def _least_ms(works: list[Callable[[], object]], repeats: int) -> list[float]:
     return [min(column) for column in zip(*times[1:], strict=True)]
 
 
-def costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = torch.float32) -> list[Cost]:
+def _autocast(precision: str) -> AbstractContextManager[object]:
+    """Of `precision`, fp32 or bf16; the weights are fp32 in both."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def layer_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) -> list[Cost]:
     """The cost of each convolution in the presets' networks against torch's, channels last in memory, as in training; the least
-    of `repeats`. bf16 is autocast: the weights are fp32.
+    of `repeats`.
 
     Forward and backward to weight and input, the stem's to the weight alone: images need no gradient.
     """
+    import torch
+    import torch.nn.functional as F
+
+    from lab.convolution.conv2d import conv2d
 
     def there_and_back(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _autocast(precision):
             y = convolve(x, weight, None, *arguments)
         torch.autograd.grad(y, [t for t in (x, weight) if t.requires_grad], y.detach())
 
     rows = []
     for (c_in, c_out, kernel, stride, padding, dilation, groups, size), presets in _convolutions_of_the_presets().items():
         x, weight = (
-            torch.randn(*shape, dtype=d).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
-            for shape, needs_grad, d in (
-                ((batch_size, c_in, *size), c_in != 3, dtype),
+            torch.randn(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_(needs_grad)
+            for shape, needs_grad, dtype in (
+                ((batch_size, c_in, *size), c_in != 3, torch.bfloat16 if precision == "bf16" else torch.float32),
                 ((c_out, c_in // groups, *kernel), True, torch.float32),
             )
         )
@@ -106,15 +150,20 @@ def costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = torch.fl
     return rows
 
 
-def network_costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = torch.float32) -> list[Cost]:
+def network_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) -> list[Cost]:
     """The same of the whole networks, forward and backward, each distinct one once."""
+    import torch
+
+    from lab.convolution.conv2d import ByHandNet
+    from model import Net
+
     by_network: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
         by_network.setdefault(str(preset.net), []).append(name)
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def step(network: nn.Module) -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _autocast(precision):
             logits = network(images)
         logits.float().logsumexp(1).sum().backward()
         network.zero_grad()
@@ -127,22 +176,22 @@ def network_costs(batch_size: int = 128, repeats: int = 5, dtype: torch.dtype = 
     return rows
 
 
-def table(by_dtype: dict[str, list[Cost]]) -> str:
+def table(costs: dict[str, list[Cost]]) -> str:
     """A Markdown table of the same shapes' costs, by the name of the precision."""
     lines = [
-        "| forward and backward | presets |" + "".join(f" {name}: torch | own | own / torch |" for name in by_dtype),
-        "|---|---|" + "--:|--:|--:|" * len(by_dtype),
+        "| forward and backward | presets |" + "".join(f" {name}: torch | own | own / torch |" for name in costs),
+        "|---|---|" + "--:|--:|--:|" * len(costs),
     ]
-    for same in zip(*by_dtype.values(), strict=True):
+    for same in zip(*costs.values(), strict=True):
         cells = "".join(f" {cost.torch_ms:.2f} ms | {cost.own_ms:.2f} ms | {cost.ratio:.1f} |" for cost in same)
         lines.append(f"| {same[0].shape} | {same[0].presets} |{cells}")
     return "\n".join(lines)
 
 
-def in_words(by_dtype: dict[str, list[Cost]]) -> str:
+def in_words(costs: dict[str, list[Cost]]) -> str:
     """Where the sprint's own network stands, and the worst case."""
     sentences = []
-    for name, rows in by_dtype.items():
+    for name, rows in costs.items():
         sprint = [row for row in rows if "sprint" in row.presets.split(", ")]
         *layers, whole = sprint
         worst, worst_of_all = max(layers, key=lambda row: row.ratio), max(rows, key=lambda row: row.ratio)
@@ -152,20 +201,3 @@ def in_words(by_dtype: dict[str, list[Cost]]) -> str:
             f"worst is {worst_of_all.ratio:.1f} ({worst_of_all.shape})."
         )
     return " ".join(sentences)
-
-
-def show(quick: bool, docs: bool) -> None:
-    """Print the homework's difference and the costs, the least of one (`quick`) or seven runs; with `docs`, into PAGE too."""
-    difference = f"largest difference to F.conv2d, input 1x3x10x12, weight 2x3x4x5, fp32: {demonstrate():.1e}"
-    print(difference, flush=True)
-    repeats = 1 if quick else 7
-    native = resolve_precision("auto", torch.device("cpu"))
-    by_dtype = {
-        name: costs(repeats=repeats, dtype=dtype) + network_costs(repeats=repeats, dtype=dtype)
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-        if dtype in (torch.float32, native)
-    }
-    text = f"{table(by_dtype)}\n\n{in_words(by_dtype)}"
-    print(f"\nbatch of 128 images\n\n{text}")
-    if docs:
-        replace_between(PAGE, MARKERS, f"{difference[0].upper()}{difference[1:]}.\n\n{text}\n\n{measured_on()}")

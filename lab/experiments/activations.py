@@ -3,65 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from config import TrainConfig
-from images.data import ImageDataset, normalise
-from lab.experiments.figures import bars, curves_with_spread
-from lab.experiments.models import Convolution3, activation_layer, dead_units, gradient_norms
+from lab.experiments.command import Experiment
+from lab.experiments.figures import bars, learning_curves
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.trainings import Outcome, Part, compare, percent, run_parts, select, take_images
-from training import Trainer
+from lab.experiments.statements import compare, percent, select
 
 if TYPE_CHECKING:
-    from lab.experiments.command import Activations
+    from torch import nn
+
+    from images.sources import Split
+    from lab.experiments.trainings import Outcome, Part
+    from training import Trainer
 
 LOOKS = 20  # at the held-out images, in a training
 BATCH_SIZE = 64
 TARGET = 0.9  # held-out accuracy, the way to which is counted in steps
 
 
-def experiment(options: Activations, dataset: ImageDataset, folder: Path) -> Page:
-    """Convolution3 with each activation, everything else alike, one training for each seed."""
-    for name in options.activations:
-        activation_layer(name)  # before anything is trained
-    parts = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        images = take_images(dataset, options.classes, options.per_class, seed)
-        for name in dict.fromkeys(options.activations):
-            config = TrainConfig(
-                steps=options.steps,
-                batch_size=min(BATCH_SIZE, len(images.dataset.train.labels)),
-                max_lr=options.lr,
-                beta2=0.99,
-                eval_every=max(1, options.steps // LOOKS),
-                precision="fp32",
-                seed=seed,
-                device=options.device,
-            )
-            build = partial(Convolution3, dataset.num_channels, dataset.image_size, images.dataset.num_classes, name)
-            parts.append(Part({"activation": name, "seed": seed}, build, images, config, measure=measure))
-    return make_page(parts, run_parts(parts, folder / "parts"))
+@dataclass
+class Activations(Experiment):
+    """Compare activation functions in one network of three convolutions: curves, dead units, norms of gradients."""
+
+    dataset: str | None = None
+    """Any data set of `train` (default: mnist, with --quick digits)."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more classes (default: all)."""
+    per_class: int | None = None
+    """Training images of each class (default: 200, with --quick 64)."""
+    activations: tuple[str, ...] = ("relu", "gelu", "tanh", "sigmoid", "silu", "leaky_relu")
+    """Of relu, gelu, tanh, sigmoid, silu, leaky_relu, elu, softplus, hardswish, mish; each is compared with the first."""
+    steps: int | None = None
+    """Optimizer steps of each training (default: 300, with --quick 100)."""
+    seeds: int | None = None
+    """Trainings of each activation (default: 5, with --quick 2)."""
+    lr: float = 0.003
+    """Highest learning rate, the same for all."""
+
+    NAME = "activations"
+    DEFAULTS = {"dataset": ("mnist", "digits"), "per_class": (200, 64), "steps": (300, 100), "seeds": (5, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """Convolution3 with each activation, everything else alike, one training for each seed."""
+        from lab.experiments.models import Convolution3, activation_layer
+        from lab.experiments.trainings import Part, run_parts, take_images
+
+        dataset = self.load(self.dataset)
+        for name in self.activations:
+            activation_layer(name)  # before anything is trained
+        parts = []
+        for seed in self.all_seeds:
+            images = take_images(dataset, self.classes, self.per_class, seed)
+            for name in dict.fromkeys(self.activations):
+                config = TrainConfig(
+                    steps=self.steps,
+                    batch_size=min(BATCH_SIZE, len(images.dataset.train.labels)),
+                    max_lr=self.lr,
+                    beta2=0.99,
+                    eval_every=max(1, self.steps // LOOKS),
+                    precision="fp32",
+                    seed=seed,
+                    device=self.device,
+                )
+                build = partial(Convolution3, dataset.num_channels, dataset.image_size, images.dataset.num_classes, name)
+                parts.append(Part({"activation": name, "seed": seed}, build, images, config, measure=measure))
+        return make_page(parts, run_parts(parts, folder / "parts"))
 
 
 def measure(trainer: Trainer) -> dict[str, Any]:
     """Dead units on the held-out images by layer, and norms of the gradients by layer on the training images, after training."""
+    from lab.experiments.models import dead_units
+    from lab.experiments.trainings import as_tensors
+
     model = trainer.trained_model.cpu()
-    pixels = torch.from_numpy(trainer.val_split.images)
     return {
-        "dead": dead_units(model, normalise(pixels, trainer.mean, trainer.std)),
-        "gradients": gradient_norms(model, *_batch(trainer.train_split, trainer.mean, trainer.std)),
+        "dead": dead_units(model, as_tensors(trainer.val_split, trainer.mean, trainer.std)[0]),
+        "gradients": gradients(model, trainer.train_split, trainer.mean, trainer.std),
     }
 
 
-def _batch(split: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    return normalise(torch.from_numpy(split.images[:256]), tuple(mean), tuple(std)), torch.from_numpy(split.labels[:256])
+def gradients(model: nn.Module, train: Split, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
+    """Norms of the gradients by layer on 256 training images."""
+    from lab.experiments.models import gradient_norms
+    from lab.experiments.trainings import as_tensors
+
+    return gradient_norms(model, *as_tensors(train, mean, std, 256))
 
 
 def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
@@ -71,7 +104,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     runs = {name: select(outcomes, activation=name) for name in names}
     before = {
         name: [
-            gradient_norms(part.fresh_model(), *_batch(part.images.dataset.train, outcome.mean, outcome.std))
+            gradients(part.fresh_model(), part.images.dataset.train, outcome.mean, outcome.std)
             for part, outcome in zip(parts, outcomes, strict=True)
             if part.facts["activation"] == name
         ]
@@ -80,7 +113,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     after = {name: [outcome.measured["gradients"] for outcome in runs[name]] for name in names}
     seeds = len(runs[names[0]])
     page = Page(
-        "activations",
+        Activations.NAME,
         "Activation functions compared",
         __doc__,
         images.dataset.name,
@@ -105,26 +138,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         observations=observations(runs, before),
     )
     steps = [evaluation.step for evaluation in outcomes[0].history.evaluations]
-    page.add(
-        "Learning curves",
-        *(
-            Figure(
-                f"{kind}-curves",
-                curves_with_spread(
-                    {
-                        name: [[factor * getattr(e, f"val_{kind}") for e in o.history.evaluations] for o in runs[name]]
-                        for name in names
-                    },
-                    steps,
-                    "optimizer steps",
-                    label,
-                    log=kind == "loss",
-                ),
-                f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them.",
-            )
-            for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)"))
-        ),
-    )
+    page.add("Learning curves", *learning_curves(runs, steps, "optimizer steps"))
     page.add(
         "The numbers",
         Table(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from config import PRESETS, TrainConfig
-from images.data import ImageDataset
-from lab.experiments.figures import confusions, curves_with_spread
-from lab.experiments.models import Convolution1, Convolution3, Convolution6NormDropout
+from lab.experiments.command import Experiment
+from lab.experiments.figures import confusions, learning_curves
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.trainings import Outcome, Part, compare, percent, run_parts, select, take_images
-from model import Net
+from lab.experiments.statements import compare, percent, select
 
 if TYPE_CHECKING:
-    from lab.experiments.command import CifarLadder
+    from torch import nn
+
+    from images.sources import ImageDataset
+    from lab.experiments.trainings import Outcome, Part
 
 LOOKS = 8  # at the held-out images, in a training
 RUNGS = {
@@ -33,6 +34,9 @@ RUNGS = {
 
 def build(name: str, dataset: ImageDataset) -> nn.Module:
     """The network of a rung."""
+    from lab.experiments.models import Convolution1, Convolution3, Convolution6NormDropout
+    from model import Net
+
     shape = dataset.num_channels, dataset.image_size, dataset.num_classes
     if name == "one convolution":
         return Convolution1(*shape)
@@ -43,25 +47,42 @@ def build(name: str, dataset: ImageDataset) -> nn.Module:
     return Net(dataset.num_channels, dataset.num_classes, **PRESETS["fast85"].net)
 
 
-def experiment(options: CifarLadder, dataset: ImageDataset, folder: Path) -> Page:
-    """Each network on all training images but the held-out ones, for the same number of epochs, one training for each seed."""
-    parts = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        images = take_images(dataset, (), None, seed)
-        batch = min(128, len(images.dataset.train.labels))
-        steps = max(1, round(options.epochs * (len(images.dataset.train.labels) // batch)))
-        config = TrainConfig(
-            steps=steps,
-            batch_size=batch,
-            max_lr=0.005,
-            beta2=0.99,
-            weight_decay=0.05,
-            eval_every=max(1, steps // LOOKS),
-            seed=seed,
-            device=options.device,
-        )
-        parts += [Part({"model": name, "seed": seed}, partial(build, name, dataset), images, config) for name in RUNGS]
-    return make_page(parts, run_parts(parts, folder / "parts"))
+@dataclass
+class CifarLadder(Experiment):
+    """One convolution against three better networks on CIFAR-10, all with the same budget of images."""
+
+    dataset: str | None = None
+    """Any data set of `train` (default: cifar10, with --quick shapes)."""
+    epochs: float | None = None
+    """Passes over the training images of each training (default: 3, with --quick 0.5)."""
+    seeds: int | None = None
+    """Trainings of each network (default: 3, with --quick 1)."""
+
+    NAME = "cifar-ladder"
+    DEFAULTS = {"dataset": ("cifar10", "shapes"), "epochs": (3.0, 0.5), "seeds": (3, 1)}
+
+    def make(self, folder: Path) -> Page:
+        """Each network on all training images but the held-out ones, for the same number of epochs, one training for each seed."""
+        from lab.experiments.trainings import Part, run_parts, take_images
+
+        dataset = self.load(self.dataset)
+        parts = []
+        for seed in self.all_seeds:
+            images = take_images(dataset, (), None, seed)
+            batch = min(128, len(images.dataset.train.labels))
+            steps = max(1, round(self.epochs * (len(images.dataset.train.labels) // batch)))
+            config = TrainConfig(
+                steps=steps,
+                batch_size=batch,
+                max_lr=0.005,
+                beta2=0.99,
+                weight_decay=0.05,
+                eval_every=max(1, steps // LOOKS),
+                seed=seed,
+                device=self.device,
+            )
+            parts += [Part({"model": name, "seed": seed}, partial(build, name, dataset), images, config) for name in RUNGS]
+        return make_page(parts, run_parts(parts, folder / "parts"))
 
 
 def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
@@ -72,7 +93,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     seeds = len(runs["constrained Net"])
     epochs = config.steps * config.batch_size / len(dataset.train.labels)
     page = Page(
-        "cifar-ladder",
+        CifarLadder.NAME,
         f"From one convolution to a better network on {dataset.name}",
         __doc__,
         dataset.name,
@@ -90,26 +111,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         observations=observations(runs),
     )
     seen = [e.images_seen / 1000 for e in outcomes[0].history.evaluations]
-    page.add(
-        "Learning curves",
-        *(
-            Figure(
-                f"{kind}-curves",
-                curves_with_spread(
-                    {
-                        name: [[factor * getattr(e, f"val_{kind}") for e in o.history.evaluations] for o in runs[name]]
-                        for name in runs
-                    },
-                    seen,
-                    "thousands of images seen",
-                    label,
-                    log=kind == "loss",
-                ),
-                f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them.",
-            )
-            for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)"))
-        ),
-    )
+    page.add("Learning curves", *learning_curves(runs, seen, "thousands of images seen"))
     page.add(
         "The numbers",
         Table(

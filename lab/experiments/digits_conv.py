@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from images import sources
-from images.data import ImageDataset, normalise
-from lab.experiments.digits_fc import begin_page, train_until_flat
+from images.sources import ImageDataset, Split
+from lab.experiments.digits_fc import DigitsFC, begin_page
 from lab.experiments.figures import image_grid
-from lab.experiments.models import Grayscale1Convolution, gradient_norms
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.trainings import Outcome, Part
 
 if TYPE_CHECKING:
-    from lab.experiments.command import Digits
+    from torch import Tensor
+
+    from lab.experiments.models import Grayscale1Convolution
+    from lab.experiments.trainings import Outcome, Part
 
 
-def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
-    """Grayscale1Convolution on a few images a class, until the training loss is flat."""
-    parts, outcomes = train_until_flat(options, dataset, folder, Grayscale1Convolution)
-    part, outcome = parts[0], outcomes[0]
-    page = begin_page("digits-conv", "One convolution on a few digits", __doc__, parts, outcomes)
-    page.sections.insert(
-        0,
-        (
-            "The arithmetic of the sizes",
-            [
-                Table(("layer", "arithmetic", "output", "parameters"), size_rows(outcome.model(part), dataset.image_size)),
-                "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, "
-                "rounded down; a pooling of k by k with stride k makes n / k, rounded down.",
-            ],
-        ),
-    )
-    add_filters(page, part, outcome)
-    add_layers(page, part, outcome)
-    return page
+@dataclass
+class DigitsConv(DigitsFC):
+    """The same with Grayscale1Convolution: sizes by arithmetic, filters, activations and gradients as pictures."""
+
+    NAME = "digits-conv"
+
+    def make(self, folder: Path) -> Page:
+        """Grayscale1Convolution on a few images a class, until the training loss is flat."""
+        from lab.experiments.models import Grayscale1Convolution
+
+        parts, outcomes = self.train_until_flat(Grayscale1Convolution, folder)
+        part, outcome = parts[0], outcomes[0]
+        page = begin_page(self.NAME, "One convolution on a few digits", __doc__, parts, outcomes)
+        sizes = size_rows(outcome.model(part), part.images.dataset.image_size)
+        arithmetic = [
+            Table(("layer", "arithmetic", "output", "parameters"), sizes),
+            "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, "
+            "rounded down; a pooling of k by k with stride k makes n / k, rounded down.",
+        ]
+        page.sections.insert(0, ("The arithmetic of the sizes", arithmetic))
+        add_filters(page, part, outcome)
+        add_layers(page, part, outcome)
+        return page
 
 
 def size_rows(model: Grayscale1Convolution, image_size: tuple[int, int]) -> list[tuple[str, str, str, str]]:
@@ -72,9 +76,13 @@ def size_rows(model: Grayscale1Convolution, image_size: tuple[int, int]) -> list
 
 def add_filters(page: Page, part: Part, outcome: Outcome) -> None:
     """The filters before and after training, and the gradient of the loss for them."""
-    train = part.images.dataset.train
-    inputs = normalise(torch.from_numpy(train.images), tuple(outcome.mean), tuple(outcome.std))
-    targets = torch.from_numpy(train.labels)
+    import torch
+    import torch.nn.functional as F
+
+    from lab.experiments.models import gradient_norms
+    from lab.experiments.trainings import as_tensors
+
+    inputs, targets = as_tensors(part.images.dataset.train, outcome.mean, outcome.std)
     rows, norms = {}, []
     for when, model in (("before", part.fresh_model().float()), ("after", outcome.model(part))):
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), targets), model.conv.weight)
@@ -95,18 +103,24 @@ def add_filters(page: Page, part: Part, outcome: Outcome) -> None:
 
 def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
     """One image of each of the first three classes through the layers, and the gradient of its loss on the way back."""
+    import torch
+    import torch.nn.functional as F
+
+    from lab.experiments.trainings import as_tensors
+
     dataset = part.images.dataset
-    images, labels, whence = _pictures(dataset)
+    pictures, whence = _pictures(dataset)
     model, shows_images = outcome.model(part), whence != "digits"
     filters = [f"filter {i}" for i in range(model.conv.out_channels)]
     activations, gradients = {}, {}
-    for image, label in zip(images[:3], labels[:3], strict=True):
-        x = normalise(torch.from_numpy(image[None]), tuple(outcome.mean), tuple(outcome.std)).requires_grad_()
+    for label, name in enumerate(dataset.classes[:3]):
+        image, one = pictures.images[label], slice(label, label + 1)
+        x, target = as_tensors(Split(pictures.images[one], pictures.labels[one]), outcome.mean, outcome.std)
+        x.requires_grad_()
         convolved = model.activation(model.conv(x))
         pooled = model.pool(convolved)
         logits = model.fc(model.flatten(pooled))
-        back = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([label])), (x, convolved, pooled))
-        name = dataset.classes[label]
+        back = torch.autograd.grad(F.cross_entropy(logits, target), (x, convolved, pooled))
         for layer, maps, slopes in (("conv, ReLU", convolved, back[1]), ("pool", pooled, back[2])):
             activations[f"{name}: {layer}"] = [_scaled(image[..., 0], maps), *maps[0].detach().numpy()]
             gradients[f"{name}: {layer}"] = [_scaled(back[0][0, 0].numpy(), slopes), *slopes[0].numpy()]
@@ -134,8 +148,8 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
     )
 
 
-def _pictures(dataset: ImageDataset) -> tuple[np.ndarray, list[int], str]:
-    """One image of each class, its label, and from which data set.
+def _pictures(dataset: ImageDataset) -> tuple[Split, str]:
+    """One image of each class in their order, and from which data set.
 
     For digits they are from the data set `digits`, whatever the network was trained on: of that the images may be shown anywhere.
     """
@@ -147,9 +161,9 @@ def _pictures(dataset: ImageDataset) -> tuple[np.ndarray, list[int], str]:
     for name in dataset.classes:
         image = shown.test.images[np.flatnonzero(shown.test.labels == shown.classes.index(name))[0], ..., 0]
         images.append(np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
-    return np.stack(images)[..., np.newaxis], list(range(len(dataset.classes))), shown.name
+    return Split(np.stack(images)[..., np.newaxis], np.arange(len(images))), shown.name
 
 
-def _scaled(pixels: np.ndarray, maps: torch.Tensor) -> np.ndarray:
+def _scaled(pixels: np.ndarray, maps: Tensor) -> np.ndarray:
     """`pixels` brought to the scale of `maps`, to be seen beside them."""
     return pixels * float(maps.detach().abs().max()) / max(float(np.abs(pixels).max()), 1e-12)

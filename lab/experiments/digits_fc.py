@@ -3,33 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from config import TrainConfig
-from images.data import ImageDataset
+from lab.experiments.command import Experiment
 from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
-from lab.experiments.models import FC_only
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.trainings import Images, Outcome, Part, difference, percent, run_parts, take_images
-from training import FLAT_EVALUATIONS
+from lab.experiments.statements import difference, percent
 
 if TYPE_CHECKING:
-    from lab.experiments.command import Digits
+    from torch import nn
+
+    from lab.experiments.trainings import Images, Outcome, Part
 
 FLAT_LOSS = 0.0001  # nats
 MAX_EPOCHS = 2000
 
 
-def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
-    """FC_only on a few images a class, until the training loss is flat."""
-    parts, outcomes = train_until_flat(options, dataset, folder, FC_only)
-    page = begin_page("digits-fc", "A fully connected network on a few digits", __doc__, parts, outcomes)
-    model = outcomes[0].model(parts[0])
+@dataclass
+class DigitsFC(Experiment):
+    """Train FC_only, a fully connected network, on 16 images a class until its training loss is flat; does it overfit?"""
+
+    dataset: str | None = None
+    """mnist, fashion_mnist or digits, or any other data set of `train` (default: mnist, with --quick digits)."""
+    classes: tuple[str, ...] = ("0", "4", "6")
+    """Names of two or more classes."""
+    per_class: int = 16
+    """Training images of each class."""
+    seeds: int | None = None
+    """Trainings, each with its own images and initial weights (default: 5, with --quick 2)."""
+    lr: float = 0.001
+    """Learning rate, constant."""
+
+    NAME = "digits-fc"
+    DEFAULTS = {"dataset": ("mnist", "digits"), "seeds": (5, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """FC_only on a few images a class, until the training loss is flat."""
+        from lab.experiments.models import FC_only
+
+        parts, outcomes = self.train_until_flat(FC_only, folder)
+        page = begin_page(self.NAME, "A fully connected network on a few digits", __doc__, parts, outcomes)
+        add_weights(page, parts[0], outcomes[0])
+        return page
+
+    def train_until_flat(self, network: Callable[..., nn.Module], folder: Path) -> tuple[list[Part], list[Outcome]]:
+        """`network` on `per_class` images a class, all of them in each batch, one training for each seed."""
+        from lab.experiments.trainings import Part, run_parts, take_images
+
+        dataset = self.load(self.dataset)
+        parts = []
+        for seed in self.all_seeds:
+            images = take_images(dataset, self.classes, self.per_class, seed)
+            config = TrainConfig(
+                epochs=MAX_EPOCHS,
+                batch_size=len(images.dataset.train.labels),
+                flat_loss=FLAT_LOSS,
+                max_lr=self.lr,
+                div_factor=1,
+                final_div_factor=1,
+                beta2=0.999,
+                weight_decay=0,
+                precision="fp32",
+                seed=seed,
+                device=self.device,
+            )
+            build = partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes)
+            parts.append(Part({"model": network.__name__, "seed": seed}, build, images, config, keep_weights=True))
+        return parts, run_parts(parts, folder / "parts")
+
+
+def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
+    """The weights of FC_only as pictures: of each hidden unit, and of both layers together for each class."""
+    dataset, model = part.images.dataset, outcome.model(part)
     shape = (dataset.num_channels, *dataset.image_size)
     first = model.fc1.weight.detach().numpy()
     units = first.reshape(len(first), *shape).mean(1)
@@ -45,48 +96,17 @@ def experiment(options: Digits, dataset: ImageDataset, folder: Path) -> Page:
         ),
         Figure(
             "evidence",
-            image_grid({"fc2 x fc1": list(paths)}, parts[0].images.dataset.classes),
+            image_grid({"fc2 x fc1": list(paths)}, dataset.classes),
             "The product of both layers' weights, one picture a class: what raises (red) or lowers (blue) its logit while all "
             "hidden units are on.",
         ),
     )
-    return page
-
-
-def train_until_flat(
-    options: Digits, dataset: ImageDataset, folder: Path, network: Callable[..., nn.Module]
-) -> tuple[list[Part], list[Outcome]]:
-    """`network` on `options.per_class` images a class, all of them in each batch, one training for each seed."""
-    parts = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        images = take_images(dataset, options.classes, options.per_class, seed)
-        config = TrainConfig(
-            epochs=MAX_EPOCHS,
-            batch_size=len(images.dataset.train.labels),
-            flat_loss=FLAT_LOSS,
-            max_lr=options.lr,
-            div_factor=1,
-            final_div_factor=1,
-            beta2=0.999,
-            weight_decay=0,
-            precision="fp32",
-            seed=seed,
-            device=options.device,
-        )
-        parts.append(
-            Part(
-                {"model": network.__name__, "seed": seed},
-                partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes),
-                images,
-                config,
-                keep_weights=True,
-            )
-        )
-    return parts, run_parts(parts, folder / "parts")
 
 
 def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     """The page of such an experiment: set-up, curves, numbers, confusions, and what they show."""
+    from training import FLAT_EVALUATIONS
+
     images, config, first = parts[0].images, parts[0].config, outcomes[0]
     classes, labels = images.dataset.classes, images.dataset.test.labels
     page = Page(

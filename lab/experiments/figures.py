@@ -1,4 +1,4 @@
-"""Figures that several experiments need. Each takes plain data and returns a PNG file."""
+"""Figures that the experiments need. Each function takes plain data and returns a PNG file, or with captions Figures of a page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lab.experiments.page import Figure
 from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from lab.experiments.trainings import Outcome
     from learning.history import History
 
 # Okabe & Ito's, told apart by the colour-blind; further series take other lines.
@@ -54,6 +56,21 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
     loss.legend(fontsize=9)
     tidy(loss, accuracy)
     return png(figure, 110)
+
+
+def learning_curves(runs: Mapping[str, Sequence[Outcome]], x: Sequence[float], xlabel: str) -> list[Figure]:
+    """Held-out loss and accuracy over training, a curve for each name: its runs, all evaluated at `x`."""
+    seeds = len(next(iter(runs.values())))
+    figures = []
+    for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)")):
+        series = {
+            name: [[factor * getattr(e, f"val_{kind}") for e in outcome.history.evaluations] for outcome in outcomes]
+            for name, outcomes in runs.items()
+        }
+        figure = curves_with_spread(series, x, xlabel, label, log=kind == "loss")
+        caption = f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them."
+        figures.append(Figure(f"{kind}-curves", figure, caption))
+    return figures
 
 
 def curves_with_spread(

@@ -154,6 +154,18 @@ class Transferred(nn.Module):
         return self.head(self.features(x))
 
 
+class FromScratch(Transferred):
+    """The same network untrained; its stem, where it has a whitening one, is computed as it is in any training from scratch."""
+
+    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__(features, num_features, num_classes, frozen=False)
+
+    def whiten(self, images: Tensor) -> None:
+        for layer in self.features.modules():
+            if hasattr(layer, "whiten"):
+                layer.whiten(images)
+
+
 def net_features(net: Net) -> tuple[nn.Module, int]:
     """`net` up to global average pooling, and the number of its features."""
     *pooling, linear = net.O

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,50 +11,71 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import TrainConfig
-from images.data import ImageDataset
+from lab.experiments.command import Experiment
 from lab.experiments.figures import points_with_spread
-from lab.experiments.models import FC_only, Grayscale1Convolution
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.trainings import Outcome, Part, compare, difference, percent, run_parts, select, sizes_that_fit, take_images
+from lab.experiments.statements import compare, difference, percent, select
 
 if TYPE_CHECKING:
-    from lab.experiments.command import MoreData
+    from lab.experiments.trainings import Outcome, Part
 
-NETWORKS = (FC_only, Grayscale1Convolution)
-FC, CONV = (network.__name__ for network in NETWORKS)
+FC, CONV = "FC_only", "Grayscale1Convolution"  # of models.py
 BATCH_SIZE = 128
 
 
-def experiment(options: MoreData, dataset: ImageDataset, folder: Path) -> Page:
-    """Both networks on each number of images a class, the same number of steps, one training for each seed."""
-    sizes = options.per_class or sizes_that_fit(
-        (16, 64, 0) if options.quick else (16, 64, 256, 1024, 0), dataset, options.classes, options.first_seed
-    )
-    parts = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for per_class in dict.fromkeys(sizes):
-            images = take_images(dataset, options.classes, per_class or None, seed)
-            count = len(images.dataset.train.labels)
-            config = TrainConfig(
-                steps=options.steps,
-                batch_size=min(BATCH_SIZE, count),
-                max_lr=0.003,
-                beta2=0.99,
-                eval_every=max(1, options.steps // 10),
-                precision="fp32",
-                seed=seed,
-                device=options.device,
-            )
-            parts += [
-                Part(
-                    {"model": network.__name__, "images": count, "all": per_class == 0, "seed": seed},
-                    partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes),
-                    images,
-                    config,
+@dataclass
+class MoreData(Experiment):
+    """Test accuracy of FC_only and Grayscale1Convolution against the number of training images, and the gap between them."""
+
+    dataset: str | None = None
+    """mnist, fashion_mnist or digits (default: mnist, with --quick digits)."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more classes (default: all)."""
+    per_class: tuple[int, ...] = ()
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 16 64 256 1024 0 for which there
+    are images, with --quick of 16 64 0)."""
+    steps: int | None = None
+    """Optimizer steps of each training (default: 1200, with --quick 150)."""
+    seeds: int | None = None
+    """Trainings of each network on each number of images (default: 5, with --quick 2)."""
+
+    NAME = "more-data"
+    DEFAULTS = {"dataset": ("mnist", "digits"), "steps": (1200, 150), "seeds": (5, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """Both networks on each number of images a class, the same number of steps, one training for each seed."""
+        from lab.experiments import models
+        from lab.experiments.trainings import Part, run_parts, sizes_that_fit, take_images
+
+        dataset = self.load(self.dataset)
+        sizes = (16, 64, 0) if self.quick else (16, 64, 256, 1024, 0)
+        sizes = self.per_class or sizes_that_fit(sizes, dataset, self.classes, self.first_seed)
+        parts = []
+        for seed in self.all_seeds:
+            for per_class in dict.fromkeys(sizes):
+                images = take_images(dataset, self.classes, per_class or None, seed)
+                count = len(images.dataset.train.labels)
+                config = TrainConfig(
+                    steps=self.steps,
+                    batch_size=min(BATCH_SIZE, count),
+                    max_lr=0.003,
+                    beta2=0.99,
+                    eval_every=max(1, self.steps // 10),
+                    precision="fp32",
+                    seed=seed,
+                    device=self.device,
                 )
-                for network in NETWORKS
-            ]
-    return make_page(parts, run_parts(parts, folder / "parts"))
+                shape = dataset.num_channels, dataset.image_size, images.dataset.num_classes
+                parts += [
+                    Part(
+                        {"model": name, "images": count, "all": per_class == 0, "seed": seed},
+                        partial(getattr(models, name), *shape),
+                        images,
+                        config,
+                    )
+                    for name in (FC, CONV)
+                ]
+        return make_page(parts, run_parts(parts, folder / "parts"))
 
 
 def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
@@ -71,7 +93,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     labels = {count: f"{'all there are, ' if count in everything else ''}{count // classes:,}" for count in counts}
     each_step = f"{config.steps} steps of {BATCH_SIZE} images, or of all where there are fewer"
     page = Page(
-        "more-data",
+        MoreData.NAME,
         "More data",
         __doc__,
         images.dataset.name,

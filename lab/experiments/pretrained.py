@@ -8,24 +8,20 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from config import PRESETS, InputError, TrainConfig
-from images import data
-from images.data import ImageDataset, Split
+from images.sources import ImageDataset, Split
+from lab.experiments.command import Experiment
 from lab.experiments.models import net_features
 from lab.experiments.trainings import take_images
 from learning.inference import TrainedNetwork
 from model import Net
 from training import Trainer
 from utils import ROOT, count_parameters, network_card, save_weights, seed_everything
-
-if TYPE_CHECKING:
-    from lab.experiments.command import Transfer
 
 NET = PRESETS["fast85"].net
 PRETRAINING = replace(PRESETS["fast85"].train, epochs=8, eval_every=0, early_exit_accuracy=None)
@@ -46,13 +42,14 @@ class Source:
     """The same with random weights."""
 
 
-def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str], folder: Path) -> Source:
-    """The source that `options` name; one that has to be trained is trained here, and kept."""
-    name, _, architecture = options.source.partition(":")
-    if name == "torchvision" and not options.pretrain:
+def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence[str], options: Experiment, folder: Path) -> Source:
+    """The source that --source names for `classes` of `target`; one that has to be trained, as all where `anew`, is trained here
+    and kept: in `folder`, or where it ships."""
+    name, _, architecture = wanted.partition(":")
+    if name == "torchvision" and not anew:
         return torchvision_source(architecture)
     others = [other for other in target.classes if other not in classes]
-    if options.source == "auto":
+    if wanted == "auto":
         if target.name == "digits":
             name = "mnist"
         elif target.name.startswith("folder:") or (target.name == "cifar10" and tuple(classes) == LEFT_OUT["cifar10"]):
@@ -67,16 +64,16 @@ def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str],
             config = replace(short if options.quick else PRETRAINING, device=options.device)
             known = repr((target.name, others, config, zlib.crc32(target.train.images), zlib.crc32(target.train.labels)))
             path = folder / f"source-{zlib.crc32(known.encode()):08x}.safetensors"
-            if options.pretrain or not path.exists():
+            if anew or not path.exists():
                 pretrain(path, target, others, config)
             return own_source(path, f"trained on the {len(others)} other classes of {target.name}", target, classes)
     if name in ("cifar8", "mnist"):
         path = ROOT / "weights" / f"{name}.safetensors"
-        if options.pretrain:
+        if anew:
             if name == "cifar8":
-                dataset, config = data.load("cifar10", options.data_dir), PRETRAINING
+                dataset, config = options.load("cifar10"), PRETRAINING
             else:
-                dataset, config = like_digits(data.load("mnist", options.data_dir)), PRETRAINING_DIGITS
+                dataset, config = like_digits(options.load("mnist")), PRETRAINING_DIGITS
             pretrain(
                 path,
                 dataset,
@@ -84,11 +81,11 @@ def find_source(options: Transfer, target: ImageDataset, classes: Sequence[str],
                 replace(config, device=options.device),
             )
         return own_source(path, name, target, classes)
-    if options.pretrain:
-        raise InputError(f"--pretrain trains the sources auto, cifar8 and mnist, not {options.source}")
-    if not Path(options.source).exists():
-        raise InputError(f"unknown source '{options.source}': there are auto, cifar8, mnist, a weights file and torchvision:NAME")
-    return own_source(Path(options.source), Path(options.source).stem, target, classes)
+    if anew:
+        raise InputError(f"--pretrain trains the sources auto, cifar8 and mnist, not {wanted}")
+    if not Path(wanted).exists():
+        raise InputError(f"unknown source '{wanted}': there are auto, cifar8, mnist, a weights file and torchvision:NAME")
+    return own_source(Path(wanted), Path(wanted).stem, target, classes)
 
 
 def like_digits(dataset: ImageDataset) -> ImageDataset:

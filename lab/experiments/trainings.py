@@ -1,4 +1,4 @@
-"""What the experiments share: their images, trainings that are kept, and statements that are computed from the numbers."""
+"""The trainings of the experiments: their images, what is known after each, and how they are kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import InputError, TrainConfig
-from images.data import ImageDataset, Split, balanced_subset, stratified_split
+from images.data import ImageDataset, Split, balanced_subset, normalise, stratified_split
 from learning.history import History
 from learning.inference import loss_and_accuracy
 from training import Trainer
@@ -69,6 +69,11 @@ def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | No
     train = balanced_subset(rest, {name: i for i, name in enumerate(labels)}, per_class, seed)
     test = balanced_subset(dataset.test, labels, None, seed=0)
     return Images(ImageDataset(dataset.name, train, test, tuple(labels)), val)
+
+
+def as_tensors(split: Split, mean: Sequence[float], std: Sequence[float], most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, C, H, W) and labels (N,) of `split`, of its first `most` where that is given."""
+    return normalise(torch.from_numpy(split.images[:most]), tuple(mean), tuple(std)), torch.from_numpy(split.labels[:most])
 
 
 def sizes_that_fit(sizes: Sequence[int], dataset: ImageDataset, names: Sequence[str], seed: int) -> list[int]:
@@ -224,47 +229,3 @@ def _read(path: Path, part: Part) -> Outcome | None:
 def describe(facts: dict[str, Any]) -> str:
     """Facts in a few words."""
     return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in facts.items())
-
-
-def select(outcomes: Sequence[Outcome], **facts: Any) -> list[Outcome]:
-    """Those of which these facts are true, in order."""
-    return [outcome for outcome in outcomes if all(outcome.facts[name] == value for name, value in facts.items())]
-
-
-def percent(values: Sequence[float], digits: int = 1) -> str:
-    """Shares as "95.2% ± 0.4": mean and standard deviation over seeds, in points."""
-    mean = f"{100 * np.mean(values):.{digits}f}%"
-    return mean if len(values) < 2 else f"{mean} ± {100 * np.std(values, ddof=1):.{digits}f}"
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean of `first` - `second`, whose values belong together in pairs (one a seed), and the half-width of its 95% interval.
-
-    The interval is Student's for the paired differences; infinite with less than three pairs, which say little of the spread.
-    """
-    from scipy.stats import t
-
-    pairs = np.subtract(first, second)
-    if len(pairs) < 3:
-        return float(pairs.mean()), float("inf")
-    return float(pairs.mean()), float(t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / len(pairs) ** 0.5)
-
-
-def compare(first_name: str, first: Sequence[float], second_name: str, second: Sequence[float], what: str) -> str:
-    """In one sentence, which of two is better in shares such as accuracy, or that no difference shows beyond the spread."""
-    mean, half = difference(first, second)
-    if np.isinf(half):
-        return (
-            f"The {what} of {first_name} is {100 * abs(mean):.1f} points {'above' if mean >= 0 else 'below'} that of "
-            f"{second_name}; how much of that is chance, {len(first)} seed{'s do' if len(first) > 1 else ' does'} not tell."
-        )
-    interval = f"95% interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}, {len(first)} seeds"
-    if abs(mean) <= half:
-        return (
-            f"Between {first_name} and {second_name} there is no difference in {what} beyond the spread: {100 * mean:+.1f} "
-            f"points, {interval}."
-        )
-    return (
-        f"{first_name} is {'better' if mean > 0 else 'worse'} than {second_name} in {what} by {100 * abs(mean):.1f} points "
-        f"({interval})."
-    )

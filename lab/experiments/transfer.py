@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
 
 from config import InputError, TrainConfig
-from images import data
-from images.data import ImageDataset, Split, stratified_split
-from images.own_images import load_folder
+from images.sources import ImageDataset, Split, stratified_split
+from lab.experiments.command import Experiment
 from lab.experiments.figures import points_with_spread
-from lab.experiments.models import Transferred
 from lab.experiments.page import Figure, Page, Table
-from lab.experiments.pretrained import LEFT_OUT, Source, find_source
-from lab.experiments.trainings import (
-    Images,
-    Outcome,
-    Part,
-    class_labels,
-    compare,
-    percent,
-    run_parts,
-    select,
-    sizes_that_fit,
-    take_images,
-)
+from lab.experiments.statements import compare, percent, select
 
 if TYPE_CHECKING:
-    from lab.experiments.command import Transfer
+    from torch import nn
+
+    from lab.experiments.pretrained import Source
+    from lab.experiments.trainings import Images, Outcome, Part
 
 METHODS = {
     "from scratch": "the same network with random weights",
@@ -43,49 +31,87 @@ METHODS = {
 MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each after 20 epochs, on held-out images of both targets
 
 
-def experiment(options: Transfer, folder: Path) -> Page:
-    """Each method on each number of images a class and each number of epochs, one training for each seed."""
-    target, classes, split = load_target(options)
-    sizes = options.per_class or sizes_that_fit((8, 32) if options.quick else (8, 32, 128, 0), target, classes, options.first_seed)
-    images = {
-        (seed, per_class): take_images(split(seed), classes, per_class or None, seed)
-        for seed in range(options.first_seed, options.first_seed + options.seeds)
-        for per_class in sizes
-    }
-    source = find_source(options, target, classes, folder)
-    if source.num_channels != target.num_channels:
-        raise InputError(
-            f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
-            f"{target.num_channels}: choose another --source"
-        )
-    parts = [
-        make_part(method, source, taken, per_class, epochs, seed, options.device)
-        for (seed, per_class), taken in images.items()
-        for epochs in dict.fromkeys(options.epochs)
-        for method in METHODS
-    ]
-    return make_page(parts, run_parts(parts, folder / "parts"), source)
+@dataclass
+class Transfer(Experiment):
+    """Use what a network learned from other images: from scratch against frozen features against fine-tuning all of it.
 
-
-def load_target(options: Transfer) -> tuple[ImageDataset, list[str], Callable[[int], ImageDataset]]:
-    """The target, the names of its classes, and its splits of a seed: for a folder without splits of its own, each seed has others.
-
-    Unreadable files of a folder are left out, which is said on stderr.
+    Without --source, the source is a network trained on MNIST for digits, cifar8 (trained on the eight classes of CIFAR-10 beside
+    cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10 it
+    ships in weights/, for others it is trained first.
     """
-    if any(number < 0 for number in options.per_class) or any(epochs < 1 for epochs in options.epochs):
-        raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
-    kind, _, path = options.target.partition(":")
-    split: Callable[[int], ImageDataset]
-    if kind == "folder" and path:
-        if options.image_size < 28:
-            raise InputError(f"--image-size is {options.image_size}: it must be 28 or more")
-        target = load_folder(Path(path), options.image_size, skip_unreadable=True)
-        split = partial(resplit, target) if not (Path(path) / "train").is_dir() else lambda seed: target
-    else:
-        target = data.load(options.target, options.data_dir)
-        split = lambda seed: target  # noqa: E731
-    classes = list(class_labels(target, options.classes or LEFT_OUT.get(target.name, ())))
-    return target, classes, split
+
+    target: str | None = None
+    """Data set to learn: cifar10, folder:PATH or any other (default: cifar10, with --quick digits)."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more of its classes (default: cat dog of cifar10, star heart of shapes, else all)."""
+    source: str = "auto"
+    """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
+    ImageNet classifier of torchvision; downloaded)."""
+    pretrain: bool = False
+    """Train the source anew first; for cifar8 and mnist the one that ships in weights/."""
+    per_class: tuple[int, ...] = ()
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 8 32 128 0 for which there are
+    images, with --quick of 8 32)."""
+    epochs: tuple[int, ...] = ()
+    """Passes over them, one or more numbers (default: 1 5 20, with --quick 1 5)."""
+    seeds: int | None = None
+    """Trainings of each kind, each with its own images (default: 3, with --quick 2)."""
+    image_size: int = 32
+    """Height and width to which the images of a folder are brought, in pixels (28 or more)."""
+
+    NAME = "transfer"
+    DEFAULTS = {"target": ("cifar10", "digits"), "epochs": ((1, 5, 20), (1, 5)), "seeds": (3, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """Each method on each number of images a class and each number of epochs, one training for each seed."""
+        from lab.experiments.pretrained import find_source
+        from lab.experiments.trainings import run_parts, sizes_that_fit, take_images
+
+        target, classes, split = self.load_target()
+        sizes = self.per_class or sizes_that_fit((8, 32) if self.quick else (8, 32, 128, 0), target, classes, self.first_seed)
+        images = {
+            (seed, per_class): take_images(split(seed), classes, per_class or None, seed)
+            for seed in self.all_seeds
+            for per_class in sizes
+        }
+        source = find_source(self.source, self.pretrain, target, classes, self, folder)
+        if source.num_channels != target.num_channels:
+            raise InputError(
+                f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
+                f"{target.num_channels}: choose another --source"
+            )
+        parts = [
+            make_part(method, source, taken, per_class, epochs, seed, self.device)
+            for (seed, per_class), taken in images.items()
+            for epochs in dict.fromkeys(self.epochs)
+            for method in METHODS
+        ]
+        return make_page(parts, run_parts(parts, folder / "parts"), source)
+
+    def load_target(self) -> tuple[ImageDataset, list[str], Callable[[int], ImageDataset]]:
+        """The target, the names of its classes, and its splits of a seed: for a folder without splits of its own each seed has
+        others.
+
+        Unreadable files of a folder are left out, which is said on stderr.
+        """
+        from images.own_images import load_folder
+        from lab.experiments.pretrained import LEFT_OUT
+        from lab.experiments.trainings import class_labels
+
+        if any(number < 0 for number in self.per_class) or any(epochs < 1 for epochs in self.epochs):
+            raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
+        kind, _, path = self.target.partition(":")
+        split: Callable[[int], ImageDataset]
+        if kind == "folder" and path:
+            if self.image_size < 28:
+                raise InputError(f"--image-size is {self.image_size}: it must be 28 or more")
+            target = load_folder(Path(path), self.image_size, skip_unreadable=True)
+            split = partial(resplit, target) if not (Path(path) / "train").is_dir() else lambda seed: target
+        else:
+            target = self.load(self.target)
+            split = lambda seed: target  # noqa: E731
+        classes = list(class_labels(target, self.classes or LEFT_OUT.get(target.name, ())))
+        return target, classes, split
 
 
 def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
@@ -97,26 +123,18 @@ def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
 
 def build(method: str, source: Source, num_classes: int) -> nn.Module:
     """The network of a method, before training. From scratch, a whitening stem takes its filters from the target's images."""
+    from lab.experiments.models import FromScratch, Transferred
+
     if method == "from scratch":
         features, num_features = source.untrained()
         return FromScratch(features, num_features, num_classes)
     return Transferred(*source.features(), num_classes, frozen=method == "frozen features")
 
 
-class FromScratch(Transferred):
-    """The same network untrained; its stem, where it has a whitening one, is computed as it is in any training from scratch."""
-
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
-        super().__init__(features, num_features, num_classes, frozen=False)
-
-    def whiten(self, images: Tensor) -> None:
-        for layer in self.features.modules():
-            if hasattr(layer, "whiten"):
-                layer.whiten(images)
-
-
 def make_part(method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str) -> Part:
     """One training."""
+    from lab.experiments.trainings import Part
+
     count = len(images.dataset.train.labels)
     batch = min(count, max(8, min(128, count // 8)))
     steps = epochs * (count // batch)
@@ -146,7 +164,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
     names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
     splits_differ = not np.array_equal(dataset.test.images, parts[-1].images.dataset.test.images)
     page = Page(
-        "transfer",
+        Transfer.NAME,
         f"Transfer to {dataset.name}: {', '.join(dataset.classes)}",
         __doc__,
         dataset.name,

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +18,8 @@ from tqdm import tqdm
 from config import get_preset
 from images.data import ImageDataset
 from model import Layer, Net, ResidualPointwiseConv2d
-from results.documents import measured_on, replace_between
 from training import Trainer
-from utils import ROOT, seed_everything
-
-PAGE = ROOT / "docs" / "model.md"
-MARKERS = "<!-- gradients -->", "<!-- /gradients -->"
-BATCHES = 10
-STEPS = 400  # of a preset that counts its budget in epochs
-STAGES = ("at initialisation", "after training")
+from utils import seed_everything
 
 
 class WithoutResiduals(Net):
@@ -60,7 +51,6 @@ VARIANTS: dict[str, type[Net]] = {
     "without residual sums": WithoutResiduals,
     "global maximum instead of average": WithMaximum,
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 
 @dataclass
@@ -144,140 +134,3 @@ def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, s
         stages.append(flow(trainer.model, sample, config.label_smoothing))
         runs[name].append(Run(stages, history.evaluations[-1].val_accuracy))
     return runs
-
-
-def _middle(values: list[float], digits: int = 2) -> str:
-    """Median (min to max), or the median alone where all are alike."""
-    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def in_words(runs: dict[str, list[Run]]) -> str:
-    """What the gradients say of residual sums and of average pooling, each figure the median (minimum to maximum) of the seeds."""
-
-    def ratio(name: str, stage: int) -> list[float]:
-        """Gradient norm at the first layer's output over that at the last one's."""
-        ends = [list(run.stages[stage].outputs.values()) for run in runs[name]]
-        return [first / last for first, *_, last in ends]
-
-    def at_the_end(name: str, stage: int) -> list[float]:
-        return [list(run.stages[stage].outputs.values())[-1] for run in runs[name]]
-
-    net, plain, maximum = VARIANTS
-    lines = ["| | " + " | ".join(VARIANTS) + " |", "|---|" + "--:|" * len(VARIANTS)]
-    for stage, when in enumerate(STAGES):
-        lines.append(
-            f"| gradient at the first layer's output / at the last one's, {when} | "
-            + " | ".join(_middle(ratio(name, stage)) for name in VARIANTS)
-            + " |"
-        )
-        lines.append(
-            f"| its norm at the last feature map, {when} | "
-            + " | ".join(_middle(at_the_end(name, stage), 3) for name in VARIANTS)
-            + " |"
-        )
-        lines.append(
-            f"| share of the last feature map that gets any, {when} | "
-            + " | ".join(_middle([100 * run.stages[stage].reached for run in runs[name]], 0) + "%" for name in VARIANTS)
-            + " |"
-        )
-    lines.append(
-        "| held-out accuracy | "
-        + " | ".join(_middle([100 * run.accuracy for run in runs[name]], 1) + "%" for name in VARIANTS)
-        + " |"
-    )
-
-    def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
-        """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
-        x, y = statistics.median(a), statistics.median(b)
-        apart = max(a) < min(b) or max(b) < min(a)
-        verdict = ("larger" if x > y else "smaller") if apart and len(a) > 1 else "no different beyond the spread of the seeds"
-        return f"{what} is {verdict}: {x:.3g}{unit} against {y:.3g}{unit} {other}."
-
-    def percent(name: str, value: Callable[[Run], float]) -> list[float]:
-        return [100 * value(run) for run in runs[name]]
-
-    changes = [statistics.median(ratio(name, stage)) for name in (net, plain) for stage in (0, 1)]
-    vanishes = min(changes) < 0.01
-    sentences = [
-        "**Residual sums.** From the last layer's output back to the first one's the norm of the gradient changes by a factor of "
-        f"{changes[0]:.2f} at initialisation and {changes[1]:.2f} after training, without the sums by {changes[2]:.2f} and "
-        f"{changes[3]:.2f}: "
-        + (
-            "one of them is below 0.01, gradients do vanish."
-            if vanishes
-            else "in so few layers, and with BatchNorm, it vanishes in neither."
-        )
-        + " "
-        + against(
-            percent(net, lambda run: run.accuracy),
-            percent(plain, lambda run: run.accuracy),
-            "The held-out accuracy",
-            "without the sums",
-            "%",
-        ),
-        "**Average pooling.** "
-        + " ".join(
-            [
-                against(
-                    percent(net, lambda run: run.stages[0].reached),
-                    percent(maximum, lambda run: run.stages[0].reached),
-                    "At initialisation the share of the last feature map that gets a gradient",
-                    "with a maximum",
-                    "%",
-                ),
-                against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum"),
-                against(
-                    percent(net, lambda run: run.accuracy),
-                    percent(maximum, lambda run: run.accuracy),
-                    "The held-out accuracy",
-                    "with a maximum",
-                    "%",
-                ),
-            ]
-        ),
-    ]
-    return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
-
-
-def plot(runs: dict[str, list[Run]], path: Path) -> None:
-    """Norms by layer as a PNG: by a layer's output and by its weights, before and after training; median and range of the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    grid = figure.subplots(2, 2, sharex="col", sharey="col")
-    for stage, when in enumerate(STAGES):
-        for axes, kind, title in zip(
-            grid[stage], ("outputs", "weights"), ("by the layer's output", "by the layer's weights"), strict=True
-        ):
-            for (name, of_seeds), colour in zip(runs.items(), COLOURS, strict=True):
-                values = [getattr(run.stages[stage], kind) for run in of_seeds]
-                layers = list(values[0])
-                columns = [[value[layer] for value in values] for layer in layers]
-                axes.plot(layers, [statistics.median(column) for column in columns], "o-", markersize=4, color=colour, label=name)
-                axes.fill_between(layers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
-            axes.set(yscale="log", title=f"{title}, {when}")
-            axes.grid(alpha=0.3)
-            axes.tick_params(axis="x", rotation=45)
-            axes.spines[["top", "right"]].set_visible(False)
-        grid[stage, 0].set_ylabel("norm of the loss's gradient")
-    for axes in grid[1]:
-        axes.set_xlabel("layer, from the images to the logits")
-    grid[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
-def show(preset: str, dataset: ImageDataset, seeds: int, quick: bool, out: Path, docs: bool) -> None:
-    """Measure, print, and draw `out`; with `docs`, into PAGE too."""
-    steps = 10 if quick else get_preset(preset).train.steps or STEPS
-    runs = measure(preset, dataset, 1 if quick else seeds, 2 if quick else BATCHES, steps)
-    text = in_words(runs)
-    plot(runs, out)
-    print(f"{text}\n\nplot in {out}")
-    if docs:
-        replace_between(
-            PAGE,
-            MARKERS,
-            f"{text}\n\nThe network of `{preset}` on {dataset.name}, median (min to max) of {seeds} "
-            f"seeds, {steps} steps, {BATCHES} batches each; {measured_on()}",
-        )

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from torch import nn
-from torchinfo import summary
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from config import get_preset
-from limits.receptive_field import extent
-from limits.tracing import trace_model
-from model import DilatedDepthwiseConv2d, Layer, Net, ResidualPointwiseConv2d, WhiteningConv2d
 from results.documents import replace_between
 from utils import ROOT
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model import Net
+
 PAGE = ROOT / "docs" / "model.md"
 MARKERS = "<!-- layers -->", "<!-- /layers -->"
+
+
+@dataclass
+class Layers:
+    """Every layer of a preset's network: formula, shape, parameters, mult-adds, receptive field after it."""
+
+    preset: str = "sprint"
+    """Whose network."""
+    docs: bool = False
+    """Put the table into docs/model.md."""
+
+    def run(self) -> int:
+        text = table(self.preset)
+        print(text)
+        if self.docs:
+            replace_between(PAGE, MARKERS, text)
+        return 0
 
 
 class Row(NamedTuple):
@@ -32,7 +49,15 @@ class Row(NamedTuple):
 
 def rows(preset: str, image_size: tuple[int, int] = (32, 32), num_channels: int = 3, num_classes: int = 10) -> list[Row]:
     """The rows of the network of `preset`. Raises InputError where there is none of that name."""
-    network = Net(num_channels, num_classes, **get_preset(preset).net)
+    net = get_preset(preset).net
+    from torch import nn
+    from torchinfo import summary
+
+    from limits.receptive_field import extent
+    from limits.tracing import trace_model
+    from model import Net
+
+    network = Net(num_channels, num_classes, **net)
     modules = dict(network.named_modules())
     paths = {id(module): path for path, module in modules.items()}
     trace = trace_model(network, image_size, num_channels)
@@ -52,6 +77,10 @@ def rows(preset: str, image_size: tuple[int, int] = (32, 32), num_channels: int 
 
 def _describe(module: nn.Module, parent: nn.Module, network: Net) -> tuple[str, str]:
     """What it is, and its formula."""
+    from torch import nn
+
+    from model import DilatedDepthwiseConv2d, Layer, ResidualPointwiseConv2d, WhiteningConv2d
+
     if isinstance(module, nn.Conv2d):
         kernel = "x".join(map(str, module.kernel_size))
         notes = "".join(
@@ -93,11 +122,3 @@ def table(preset: str) -> str:
         f"| | **all** | | | **{sum(row.parameters for row in found):,}** | **{sum(row.mult_adds for row in found):,}** | |"
     )
     return "\n".join(lines)
-
-
-def show(preset: str, docs: bool) -> None:
-    """Print the table; with `docs`, into PAGE too."""
-    text = table(preset)
-    print(text)
-    if docs:
-        replace_between(PAGE, MARKERS, text)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from tqdm import tqdm
 
 from config import Preset, TrainConfig
 from images.data import ImageDataset, Split, normalise
+from lab.measurements.jobs import BASE, Job, Result
 from learning.inference import seconds_a_call
 from model import Net
 from training import Trainer
 from utils import resolve_precision
 
-BASE = "base"
 BUILD: dict[str, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]] = {
     BASE: lambda network, images: network,
     "torch.compile": lambda network, images: torch.compile(network),
@@ -43,42 +42,6 @@ BUILD: dict[str, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]] = {
 }
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 BEGINNING = 3  # calls until a runtime is warm: TorchScript optimises in its second
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process does."""
-
-    variant: str
-    work: str
-    """training (a step of the Trainer: forward, backward, optimizer) or inference."""
-    precision: str
-    layout: str
-    device: str
-    batch_size: int
-
-
-@dataclass
-class Result:
-    """What came of it."""
-
-    job: Job
-    first_call: float = 0.0
-    """Seconds of building and of the first three calls, beyond what three steady ones take."""
-    images_per_second: list[float] = field(default_factory=list)
-    """Of each round."""
-    output: list[float] = field(default_factory=list)
-    """The logits of a batch, or the loss of the first training step."""
-    difference: float = 0.0
-    """The largest from the output of the same work by the first base (fp32, NCHW where all are measured)."""
-    peak_memory: int | None = None
-    """Bytes: the process's resident set, or on an accelerator what was allocated there."""
-    failed: str = ""
-    """Why there are no numbers."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.images_per_second)
 
 
 def measure(preset: Preset, dataset: ImageDataset, jobs: list[Job], rounds: int) -> list[Result]:

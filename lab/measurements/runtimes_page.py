@@ -1,19 +1,20 @@
-"""The tables, the plot and the words of docs/runtimes.md."""
+"""The command that measures the runtimes, and the tables, the plot and the words of docs/runtimes.md."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import get_preset
-from lab.measurements.runtimes import BASE, BUILD, LAYOUTS, Job, Result, measure
+from config import InputError, get_preset
+from lab.measurements.jobs import BASE, Job, Result
+from lab.shared import demand_whole, load
 from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
 
 if TYPE_CHECKING:
-    from images.data import ImageDataset
+    from images.sources import ImageDataset
 
 PAGE = ROOT / "docs" / "runtimes.md"
 RECORD = ROOT / "docs" / "records" / "runtimes.json"
@@ -25,6 +26,45 @@ COLOURS = {
     ("bf16", "NCHW"): "#f4b183",
     ("bf16", "channels_last"): "#d55e00",
 }
+
+
+@dataclass
+class Runtimes:
+    """The network as it is, compiled, traced, scripted and exported: first call, speed, exactness, memory.
+
+    By precision (fp32, and bf16 where the processor has it) and memory layout, training and inference, on the CPU, and on the GPU
+    where there is one. Takes about eight minutes on two cores.
+    """
+
+    preset: str = "sprint"
+    """Whose network."""
+    dataset: str = "auto"
+    """As for sprint; the times do not depend on it."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    batch_size: int = 128
+    """Images a call."""
+    rounds: int = 7
+    """How often each runtime is timed, over a quarter of a second or more."""
+    quick: bool = False
+    """One precision and layout, two rounds, no compiled training; on shapes."""
+    docs: bool = False
+    """Put tables, words and plot into docs/runtimes.md."""
+
+    def run(self) -> int:
+        demand_whole(self.quick, self.docs)
+        get_preset(self.preset)
+        if self.batch_size < 1 or self.rounds < 1:
+            raise InputError("--batch-size and --rounds must be 1 or more")
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        devices = ["cpu", *([accelerator.type] if accelerator and not self.quick else [])]
+        dataset = load(self.dataset, self.quick, self.data_dir)
+        if self.batch_size > len(dataset.test.labels):
+            raise InputError(f"--batch-size is {self.batch_size}: {dataset.name} has {len(dataset.test.labels)} test images")
+        show(self.preset, dataset, devices, self.batch_size, 2 if self.quick else self.rounds, self.quick, self.docs)
+        return 0
 
 
 def base_of(result: Result, results: list[Result]) -> Result:
@@ -185,6 +225,8 @@ def plot(results: list[Result], path: Path) -> None:
 def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int, rounds: int, quick: bool, docs: bool) -> None:
     """Measure, print and, with `docs`, rewrite PAGE and its plot."""
     import torch
+
+    from lab.measurements.runtimes import BUILD, LAYOUTS, measure
 
     jobs = []
     for device in devices:
