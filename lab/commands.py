@@ -1,7 +1,4 @@
-"""The course's experiments, each one command: `python main.py lab NAME --help`.
-
-Their files load torch only where they compute: a list of commands must not wait for it.
-"""
+"""The course's experiments, each one command: `python main.py lab NAME --help`."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from lab.measurements.gradients_page import Gradients
 from lab.measurements.layers import Layers
 from lab.measurements.runtimes_page import Runtimes
 
+# Their files import torch in the functions that compute with it: no --help waits for it.
 MEASUREMENTS = {"conv2d": ByHand, "runtimes": Runtimes, "layers": Layers, "gradients": Gradients}
 EXPERIMENTS = {command.NAME: command for command in (DigitsFC, DigitsConv, Activations, MoreData, CifarLadder, Transfer)}
 COMMANDS = {**MEASUREMENTS, **EXPERIMENTS}

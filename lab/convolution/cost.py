@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config import PRESETS
-from lab.shared import demand_whole
+from lab.measurements.shared import demand_whole
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
 
@@ -106,16 +105,9 @@ def _least_ms(works: list[Callable[[], object]], repeats: int) -> list[float]:
     return [min(column) for column in zip(*times[1:], strict=True)]
 
 
-def _autocast(precision: str) -> AbstractContextManager[object]:
-    """Of `precision`, fp32 or bf16; the weights are fp32 in both."""
-    import torch
-
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-
-
 def layer_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) -> list[Cost]:
     """The cost of each convolution in the presets' networks against torch's, channels last in memory, as in training; the least
-    of `repeats`.
+    of `repeats`. `precision` is fp32 or bf16, which is autocast: the weights are fp32.
 
     Forward and backward to weight and input, the stem's to the weight alone: images need no gradient.
     """
@@ -125,7 +117,7 @@ def layer_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) -> l
     from lab.convolution.conv2d import conv2d
 
     def there_and_back(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> None:
-        with _autocast(precision):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             y = convolve(x, weight, None, *arguments)
         torch.autograd.grad(y, [t for t in (x, weight) if t.requires_grad], y.detach())
 
@@ -163,7 +155,7 @@ def network_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) ->
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def step(network: nn.Module) -> None:
-        with _autocast(precision):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = network(images)
         logits.float().logsumexp(1).sum().backward()
         network.zero_grad()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lab.experiments.page import Figure
-from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, new_figure, png
+from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,38 +59,28 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
 
 
 def learning_curves(runs: Mapping[str, Sequence[Outcome]], x: Sequence[float], xlabel: str) -> list[Figure]:
-    """Held-out loss and accuracy over training, a curve for each name: its runs, all evaluated at `x`."""
+    """Held-out loss and accuracy over training, a curve for each name: of its runs, all evaluated at `x`, the mean, and as a band
+    the least and the largest value."""
     seeds = len(next(iter(runs.values())))
     figures = []
     for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)")):
-        series = {
-            name: [[factor * getattr(e, f"val_{kind}") for e in outcome.history.evaluations] for outcome in outcomes]
-            for name, outcomes in runs.items()
-        }
-        figure = curves_with_spread(series, x, xlabel, label, log=kind == "loss")
+        figure = new_figure(7.6, 4.4)
+        axes = figure.subplots()
+        for index, (name, outcomes) in enumerate(runs.items()):
+            values = [[factor * getattr(e, f"val_{kind}") for e in outcome.history.evaluations] for outcome in outcomes]
+            axes.plot(x, np.mean(values, 0), label=name, linewidth=1.8, **style(index))
+            axes.fill_between(x, np.min(values, 0), np.max(values, 0), color=style(index)["color"], alpha=0.12, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=label)
+        if kind == "loss":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(which="minor", labelsize=7)
+        figure.legend(loc="outside right upper", fontsize=9)
+        tidy(axes)
         caption = f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them."
-        figures.append(Figure(f"{kind}-curves", figure, caption))
+        figures.append(Figure(f"{kind}-curves", png(figure, 110), caption))
     return figures
-
-
-def curves_with_spread(
-    series: Mapping[str, Sequence[Sequence[float]]], x: Sequence[float], xlabel: str, ylabel: str, log: bool = False
-) -> bytes:
-    """The mean over runs of each series (runs, len(x)), and as a band its least and largest value."""
-    figure = new_figure(7.6, 4.4)
-    axes = figure.subplots()
-    for index, (label, runs) in enumerate(series.items()):
-        axes.plot(x, np.mean(runs, 0), label=label, linewidth=1.8, **style(index))
-        axes.fill_between(x, np.min(runs, 0), np.max(runs, 0), color=style(index)["color"], alpha=0.12, linewidth=0)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(which="minor", labelsize=7)
-    figure.legend(loc="outside right upper", fontsize=9)
-    tidy(axes)
-    return png(figure, 110)
 
 
 def points_with_spread(
@@ -183,15 +173,11 @@ def image_grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] =
 
 def confusion(labels: np.ndarray, predictions: Sequence[int], classes: Sequence[str]) -> bytes:
     """The confusion matrix of a test split."""
-    from results.report import confusion_figure
-
     return png(confusion_figure(labels, np.asarray(predictions), classes), 110)
 
 
 def confusions(named: Mapping[str, Sequence[int]], labels: np.ndarray, classes: Sequence[str]) -> bytes:
     """Several confusion matrices of the same test split, two in a row."""
-    from results.report import confusion_figure
-
     rows = (len(named) + 1) // 2
     figure = new_figure(12, 5.8 * rows)
     panels = figure.subfigures(rows, 2, squeeze=False).flat

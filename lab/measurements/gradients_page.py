@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import InputError, get_preset
-from lab.shared import demand_whole, load
+from lab.measurements.shared import demand_whole, load
 from results.documents import measured_on, replace_between
 from utils import ROOT, demand_writable
 
@@ -85,27 +85,23 @@ def in_words(runs: dict[str, list[Run]]) -> str:
     def at_the_end(name: str, stage: int) -> list[float]:
         return [list(run.stages[stage].outputs.values())[-1] for run in runs[name]]
 
+    def reached(name: str, stage: int) -> list[float]:
+        return [100 * run.stages[stage].reached for run in runs[name]]
+
+    def row(label: str, cells: Iterable[str]) -> str:
+        return f"| {label} | {' | '.join(cells)} |"
+
     net, plain, maximum = runs
+    accuracy = {name: [100 * run.accuracy for run in of_seeds] for name, of_seeds in runs.items()}
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "--:|" * len(runs)]
     for stage, when in enumerate(STAGES):
-        lines.append(
-            f"| gradient at the first layer's output / at the last one's, {when} | "
-            + " | ".join(_middle(ratio(name, stage)) for name in runs)
-            + " |"
-        )
-        lines.append(
-            f"| its norm at the last feature map, {when} | "
-            + " | ".join(_middle(at_the_end(name, stage), 3) for name in runs)
-            + " |"
-        )
-        lines.append(
-            f"| share of the last feature map that gets any, {when} | "
-            + " | ".join(_middle([100 * run.stages[stage].reached for run in runs[name]], 0) + "%" for name in runs)
-            + " |"
-        )
-    lines.append(
-        "| held-out accuracy | " + " | ".join(_middle([100 * run.accuracy for run in runs[name]], 1) + "%" for name in runs) + " |"
-    )
+        ratios = (_middle(ratio(name, stage)) for name in runs)
+        lines += [
+            row(f"gradient at the first layer's output / at the last one's, {when}", ratios),
+            row(f"its norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
+            row(f"share of the last feature map that gets any, {when}", (f"{_middle(reached(name, stage), 0)}%" for name in runs)),
+        ]
+    lines.append(row("held-out accuracy", (f"{_middle(values, 1)}%" for values in accuracy.values())))
 
     def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
         """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
@@ -114,11 +110,9 @@ def in_words(runs: dict[str, list[Run]]) -> str:
         verdict = ("larger" if x > y else "smaller") if apart and len(a) > 1 else "no different beyond the spread of the seeds"
         return f"{what} is {verdict}: {x:.3g}{unit} against {y:.3g}{unit} {other}."
 
-    def percent(name: str, value: Callable[[Run], float]) -> list[float]:
-        return [100 * value(run) for run in runs[name]]
-
     changes = [statistics.median(ratio(name, stage)) for name in (net, plain) for stage in (0, 1)]
     vanishes = min(changes) < 0.01
+    share = "the share of the last feature map that gets a gradient"
     sentences = [
         "**Residual sums.** From the last layer's output back to the first one's the norm of the gradient changes by a factor of "
         f"{changes[0]:.2f} at initialisation and {changes[1]:.2f} after training, without the sums by {changes[2]:.2f} and "
@@ -129,33 +123,13 @@ def in_words(runs: dict[str, list[Run]]) -> str:
             else "in so few layers, and with BatchNorm, it vanishes in neither."
         )
         + " "
-        + against(
-            percent(net, lambda run: run.accuracy),
-            percent(plain, lambda run: run.accuracy),
-            "The held-out accuracy",
-            "without the sums",
-            "%",
-        ),
+        + against(accuracy[net], accuracy[plain], "The held-out accuracy", "without the sums", "%"),
         "**Average pooling.** "
-        + " ".join(
-            [
-                against(
-                    percent(net, lambda run: run.stages[0].reached),
-                    percent(maximum, lambda run: run.stages[0].reached),
-                    "At initialisation the share of the last feature map that gets a gradient",
-                    "with a maximum",
-                    "%",
-                ),
-                against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum"),
-                against(
-                    percent(net, lambda run: run.accuracy),
-                    percent(maximum, lambda run: run.accuracy),
-                    "The held-out accuracy",
-                    "with a maximum",
-                    "%",
-                ),
-            ]
-        ),
+        + against(reached(net, 0), reached(maximum, 0), f"At initialisation {share}", "with a maximum", "%")
+        + " "
+        + against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum")
+        + " "
+        + against(accuracy[net], accuracy[maximum], "The held-out accuracy", "with a maximum", "%"),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
 

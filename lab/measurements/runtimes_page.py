@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from config import InputError, get_preset
 from lab.measurements.jobs import BASE, Job, Result
-from lab.shared import demand_whole, load
+from lab.measurements.shared import demand_whole, load
 from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
 
