@@ -1,11 +1,14 @@
 """The measured gradients are those of the formulas in docs/model.md."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import main
-from lab.measurements.gradients import VARIANTS, Flow, Run, WithMaximum, WithoutResiduals, flow, in_words
+from conftest import random_split
+from lab.measurements.gradients import VARIANTS, Flow, Run, WithMaximum, WithoutResiduals, flow
+from lab.measurements.gradients_page import in_words
 from model import Net
 
 
@@ -100,9 +103,11 @@ def test_words_claim_no_more_than_the_spread_allows():
     assert "gradients do vanish" in in_words(runs)
 
 
-def test_quick_on_the_command_line(shapes_npz, tmp_path, capsys):
+def test_quick_on_the_command_line(tmp_path, capsys):
+    train, test = random_split(1500), random_split(20)
+    np.savez(tmp_path / "noise.npz", train_x=train.images, train_y=train.labels, test_x=test.images, test_y=test.labels)
     out = tmp_path / "gradients.png"
-    assert main.main(["lab", "gradients", "--quick", "--dataset", f"npz:{shapes_npz}", "--out", str(out)]) == 0
+    assert main.main(["lab", "gradients", "--quick", "--dataset", f"npz:{tmp_path / 'noise.npz'}", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "**Residual sums.**" in printed
     assert out.stat().st_size > 10_000

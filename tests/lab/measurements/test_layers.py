@@ -6,7 +6,7 @@ import pytest
 
 from config import PRESETS
 from conftest import ROOT
-from lab.measurements import gradients, layers
+from lab.measurements import gradients, gradients_page, layers
 from limits.constraints import check
 from model import Net
 from utils import count_mult_adds, count_parameters
@@ -76,7 +76,7 @@ def test_displayed_formulas_stand_alone():
 
 
 def test_the_gradients_are_there():
-    text = between(gradients.MARKERS)
+    text = between(gradients_page.MARKERS)
     for name in gradients.VARIANTS:
         assert name in text
     assert (PAGE.parent / "gradients.png").stat().st_size > 10_000

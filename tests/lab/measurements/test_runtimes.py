@@ -13,7 +13,8 @@ from config import PRESETS
 from conftest import ROOT, random_split, run_main
 from images.sources import ImageDataset
 from lab.measurements import runtimes, runtimes_page
-from lab.measurements.runtimes import BASE, BUILD, Job, Result
+from lab.measurements.jobs import BASE, Job, Result
+from lab.measurements.runtimes import BUILD
 
 EAGER = [name for name in BUILD if "compile" not in name]
 JOB = Job(BASE, "training", "fp32", "NCHW", "cpu", 64)
@@ -115,6 +116,24 @@ def test_table_and_words():
     assert "Compiling never pays" in runtimes_page.in_words([results[0], made_up("torch.compile", [50.0], 10.0)], 1000)
 
 
+def test_quick_on_the_command_line(monkeypatch, capsys):
+    """One precision, one layout, no compiled training; each job is a row."""
+    asked = []
+
+    def measure(preset: object, dataset: ImageDataset, jobs: list[Job], rounds: int) -> list[Result]:
+        assert (dataset.name, rounds) == ("digits", 2)
+        asked.extend(jobs)
+        return [Result(job, 1.0, [100.0, 110.0], [1.0]) for job in jobs]
+
+    monkeypatch.setattr(runtimes, "measure", measure)
+    assert main.main(["lab", "runtimes", "--quick", "--dataset", "digits"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| base", "| torch"))]
+    assert len(rows) == len(asked) == 2 * len(EAGER) + 1
+    assert len({(job.precision, job.layout, job.device, job.batch_size) for job in asked}) == 1
+    assert [job.work for job in asked if "compile" in job.variant] == ["inference"]
+
+
+@pytest.mark.slow  # that a failure becomes a row, and what --quick measures, is shown above
 def test_quick_on_the_command_line_without_a_compiler(shapes_npz):
     """What torch cannot compile is left out with the reason; the rest is measured."""
     result = run_main("lab", "runtimes", "--quick", "--dataset", f"npz:{shapes_npz}", env=os.environ | {"CXX": "/no/compiler"})
@@ -131,7 +150,7 @@ def test_the_plot_and_the_page(tmp_path, monkeypatch, noise):
         made_up(BASE, [300.0], work="inference"),
         made_up("torch.compile", [], work="inference", failed="no"),
     ]
-    monkeypatch.setattr(runtimes_page, "measure", lambda *_: results)
+    monkeypatch.setattr(runtimes, "measure", lambda *_: results)
     monkeypatch.setattr(runtimes_page, "PAGE", tmp_path / "runtimes.md")
     monkeypatch.setattr(runtimes_page, "RECORD", tmp_path / "runtimes.json")
     (tmp_path / "runtimes.md").write_text("\n".join(runtimes_page.MARKERS))
