@@ -46,7 +46,8 @@ class Sprint:
     threads: int = 0
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
     conv: Literal["torch", "by-hand"] = "torch"
-    """Whose convolution computes the network: torch's, or lab/conv2d.py's, which is slower and equal but for rounding."""
+    """Whose convolution computes the network: torch's, or ours by hand (lab/convolution/), which is slower and equal but for
+    rounding."""
     json: Path | None = None
     """Write the record of the run or runs here."""
     report: bool = False

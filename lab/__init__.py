@@ -1,1 +1,1 @@
-"""The course's experiments; each file runs alone."""
+"""The lab of the course: the convolution by hand, measurements of the network, experiments."""

@@ -382,12 +382,11 @@ def _duration(seconds: float) -> str:
 
 
 def render(template: Path, **values: Any) -> str:
-    """A page from a template, every value HTML-escaped."""
+    """A page from a template, which may extend one beside it or one of this folder; every value HTML-escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["duration"] = _duration
     environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
     return environment.get_template(template.name).render(values)

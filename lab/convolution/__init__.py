@@ -1,0 +1,1 @@
+"""The convolution by hand, and what it costs."""

@@ -1,0 +1,251 @@
+"""Does a fully connected network that is shown 16 images a class learn digits, or only these images?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from config import TrainConfig
+from lab.experiments.command import Experiment
+from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.statements import difference, percent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lab.experiments.trainings import Images, Outcome, Part
+
+FLAT_LOSS = 0.0001  # nats
+MAX_EPOCHS = 2000
+
+
+@dataclass
+class DigitsFC(Experiment):
+    """Train FC_only, a fully connected network, on 16 images a class until its training loss is flat; does it overfit?"""
+
+    dataset: str | None = None
+    """mnist, fashion_mnist or digits, or any other data set of `train` (default: mnist, with --quick digits)."""
+    classes: tuple[str, ...] = ("0", "4", "6")
+    """Names of two or more classes."""
+    per_class: int = 16
+    """Training images of each class."""
+    seeds: int | None = None
+    """Trainings, each with its own images and initial weights (default: 5, with --quick 2)."""
+    lr: float = 0.001
+    """Learning rate, constant."""
+
+    NAME = "digits-fc"
+    DEFAULTS = {"dataset": ("mnist", "digits"), "seeds": (5, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """FC_only on a few images a class, until the training loss is flat."""
+        from lab.experiments.models import FC_only
+
+        parts, outcomes = self.train_until_flat(FC_only, folder)
+        page = begin_page(self.NAME, "A fully connected network on a few digits", __doc__, parts, outcomes)
+        add_weights(page, parts[0], outcomes[0])
+        return page
+
+    def train_until_flat(self, network: Callable[..., nn.Module], folder: Path) -> tuple[list[Part], list[Outcome]]:
+        """`network` on `per_class` images a class, all of them in each batch, one training for each seed."""
+        from lab.experiments.trainings import Part, run_parts, take_images
+
+        dataset = self.load(self.dataset)
+        parts = []
+        for seed in self.all_seeds:
+            images = take_images(dataset, self.classes, self.per_class, seed)
+            config = TrainConfig(
+                epochs=MAX_EPOCHS,
+                batch_size=len(images.dataset.train.labels),
+                flat_loss=FLAT_LOSS,
+                max_lr=self.lr,
+                div_factor=1,
+                final_div_factor=1,
+                beta2=0.999,
+                weight_decay=0,
+                precision="fp32",
+                seed=seed,
+                device=self.device,
+            )
+            build = partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes)
+            parts.append(Part({"model": network.__name__, "seed": seed}, build, images, config, keep_weights=True))
+        return parts, run_parts(parts, folder / "parts")
+
+
+def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
+    """The weights of FC_only as pictures: of each hidden unit, and of both layers together for each class."""
+    dataset, model = part.images.dataset, outcome.model(part)
+    shape = (dataset.num_channels, *dataset.image_size)
+    first = model.fc1.weight.detach().numpy()
+    units = first.reshape(len(first), *shape).mean(1)
+    paths = (model.fc2.weight.detach().numpy() @ first).reshape(-1, *shape).mean(1)
+    rows = {f"units {i} to {min(i + 8, len(units)) - 1}": list(units[i : i + 8]) for i in range(0, len(units), 8)}
+    page.add(
+        "What it looks for",
+        Figure(
+            "weights",
+            image_grid(rows),
+            "Weights of the first layer, one picture for each hidden unit, each weight at its "
+            "pixel's place: red raises the unit, blue lowers it.",
+        ),
+        Figure(
+            "evidence",
+            image_grid({"fc2 x fc1": list(paths)}, dataset.classes),
+            "The product of both layers' weights, one picture a class: what raises (red) or lowers (blue) its logit while all "
+            "hidden units are on.",
+        ),
+    )
+
+
+def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
+    """The page of such an experiment: set-up, curves, numbers, confusions, and what they show."""
+    from training import FLAT_EVALUATIONS
+
+    images, config, first = parts[0].images, parts[0].config, outcomes[0]
+    classes, labels = images.dataset.classes, images.dataset.test.labels
+    page = Page(
+        name,
+        title,
+        question,
+        images.dataset.name,
+        setup=[
+            ("data", f"{images.dataset.name}, classes {', '.join(classes)}"),
+            ("training images", f"{len(images.dataset.train.labels)}, {len(images.dataset.train.labels) // len(classes)} a class"),
+            ("held-out images", f"{len(images.val.labels)}, from the training split, none of them trained on"),
+            ("test images", f"{len(labels):,}, all of these classes, looked at once, at the end"),
+            ("model", f"{first.facts['model']}, {first.parameters:,} parameters, {first.mult_adds:,} mult-adds an image"),
+            (
+                "training",
+                f"AdamW, learning rate {config.max_lr:g}, no weight decay, all training images in each batch, until the "
+                f"training loss moves by less than {FLAT_LOSS:g} nats over {FLAT_EVALUATIONS} epochs, {MAX_EPOCHS} at most",
+            ),
+            ("seeds", f"{len(parts)}; each has its own initial weights and its own training and held-out images"),
+        ],
+        seconds=sum(outcome.history.total_seconds for outcome in outcomes),
+        observations=observations(outcomes, images),
+    )
+    page.add(
+        "Loss and accuracy over epochs",
+        Figure(
+            "curves",
+            loss_and_accuracy([outcome.history for outcome in outcomes]),
+            f"Cross-entropy and accuracy on training and held-out images, seed {config.seed}"
+            + ("; lighter, the other seeds." if len(parts) > 1 else "."),
+        ),
+    )
+    page.add(
+        "The numbers",
+        Table(
+            (
+                "seed",
+                "epochs",
+                "training loss",
+                "held-out loss",
+                "training accuracy",
+                "held-out accuracy",
+                "test accuracy",
+                "weighted F1",
+                "seconds",
+            ),
+            [
+                (
+                    str(outcome.facts["seed"]),
+                    f"{(last := outcome.history.evaluations[-1]).epoch:.0f}",
+                    f"{last.train_loss:.4f}",
+                    f"{last.val_loss:.4f}",
+                    f"{outcome.train_accuracy:.1%}",
+                    f"{last.val_accuracy:.1%}",
+                    f"{outcome.test_accuracy:.2%}",
+                    f"{outcome.f1:.4f}",
+                    f"{outcome.history.total_seconds:.1f}",
+                )
+                for outcome in outcomes
+            ],
+            "F1 of each class on the test images, weighted by their number. Losses are in nats.",
+        ),
+    )
+    page.add(
+        "Test confusion matrix",
+        Figure(
+            "confusion",
+            confusion(labels, first.predictions, classes),
+            f"Predictions on the test images, seed {config.seed}; each row is normalised to the images of its true class.",
+        ),
+    )
+    return page
+
+
+def observations(outcomes: Sequence[Outcome], images: Images) -> list[str]:
+    """What the numbers show of learning and overfitting."""
+    runs, says = len(outcomes), []
+    last = [outcome.history.evaluations[-1] for outcome in outcomes]
+    flat = [e.epoch for e in last if e.epoch < MAX_EPOCHS]
+    if flat:
+        says.append(
+            f"In {len(flat)} of {runs} runs the training loss became flat, after {span(flat, '.0f')} epochs, at "
+            f"{span([e.train_loss for e in last], '.4f')} nats."
+        )
+    if len(flat) < runs:
+        says.append(f"In {runs - len(flat)} of {runs} runs it still moved after {MAX_EPOCHS} epochs.")
+    train, test = [o.train_accuracy for o in outcomes], [o.test_accuracy for o in outcomes]
+    mean, half = difference(train, test)
+    gap = (
+        f"Accuracy is {percent(train)} on the training images and {percent(test)} on the test images (weighted F1 "
+        f"{np.mean([o.f1 for o in outcomes]):.3f})"
+    )
+    if np.isinf(half):
+        says.append(f"{gap}, {100 * mean:.1f} points apart; {runs} seed{'s tell' if runs > 1 else ' tells'} little of the spread.")
+    elif mean > half:
+        says.append(
+            f"{gap}: it knows its training images better by {100 * mean:.1f} points (95% interval "
+            f"{100 * (mean - half):.1f} to {100 * (mean + half):.1f})."
+        )
+    else:
+        says.append(f"{gap}: no gap beyond the spread over the seeds.")
+    losses = [[e.val_loss for e in outcome.history.evaluations] for outcome in outcomes]
+    turned = [loss[-1] > 1.01 * min(loss) for loss in losses]
+    if any(turned):
+        runs_turned = [(o, loss) for o, loss, turn in zip(outcomes, losses, turned, strict=True) if turn]
+        lowest = [o.history.evaluations[int(np.argmin(loss))].epoch for o, loss in runs_turned]
+        rises = [loss[-1] / min(loss) - 1 for _, loss in runs_turned]
+        says.append(
+            f"It overfits in {sum(turned)} of {runs} runs: there the held-out loss was lowest after {span(lowest, '.0f')} "
+            f"epochs and then rose by {span(rises, '.0%')}, while the training loss went on falling."
+        )
+    if not all(turned):
+        says.append(
+            f"In {runs - sum(turned)} of {runs} runs the held-out loss ended within 1% of its lowest value: "
+            "training longer did not harm there."
+        )
+    says += [worst_confusion(outcomes, images)]
+    return says
+
+
+def worst_confusion(outcomes: Sequence[Outcome], images: Images) -> str:
+    """The most frequent confusion over all runs, in a sentence."""
+    labels, classes = images.dataset.test.labels, images.dataset.classes
+    predictions = np.array([outcome.predictions for outcome in outcomes])
+    true = np.broadcast_to(labels, predictions.shape)[predictions != labels]
+    if not len(true):
+        return "No test image was taken for one of another class, in any run."
+    counts = np.zeros((len(classes), len(classes)), int)
+    np.add.at(counts, (true, predictions[predictions != labels]), 1)
+    a, b = np.unravel_index(counts.argmax(), counts.shape)
+    if counts.max() == 1:
+        return "No two classes were confused more than once in all runs together."
+    return (
+        f"The most frequent mistake is to take {classes[a]} for {classes[b]}: {counts[a, b]} of the {len(true)} mistakes of "
+        "all runs."
+    )
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """ "3 to 5", or the one value where they are the same."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,221 @@
+"""How does accuracy grow with the number of training images, and does the convolution keep its lead?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from config import TrainConfig
+from lab.experiments.command import Experiment
+from lab.experiments.figures import points_with_spread
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.statements import compare, difference, percent, select
+
+if TYPE_CHECKING:
+    from lab.experiments.trainings import Outcome, Part
+
+FC, CONV = "FC_only", "Grayscale1Convolution"  # of models.py
+BATCH_SIZE = 128
+
+
+@dataclass
+class MoreData(Experiment):
+    """Test accuracy of FC_only and Grayscale1Convolution against the number of training images, and the gap between them."""
+
+    dataset: str | None = None
+    """mnist, fashion_mnist or digits (default: mnist, with --quick digits)."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more classes (default: all)."""
+    per_class: tuple[int, ...] = ()
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 16 64 256 1024 0 for which there
+    are images, with --quick of 16 64 0)."""
+    steps: int | None = None
+    """Optimizer steps of each training (default: 1200, with --quick 150)."""
+    seeds: int | None = None
+    """Trainings of each network on each number of images (default: 5, with --quick 2)."""
+
+    NAME = "more-data"
+    DEFAULTS = {"dataset": ("mnist", "digits"), "steps": (1200, 150), "seeds": (5, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """Both networks on each number of images a class, the same number of steps, one training for each seed."""
+        from lab.experiments import models
+        from lab.experiments.trainings import Part, run_parts, sizes_that_fit, take_images
+
+        dataset = self.load(self.dataset)
+        sizes = (16, 64, 0) if self.quick else (16, 64, 256, 1024, 0)
+        sizes = self.per_class or sizes_that_fit(sizes, dataset, self.classes, self.first_seed)
+        parts = []
+        for seed in self.all_seeds:
+            for per_class in dict.fromkeys(sizes):
+                images = take_images(dataset, self.classes, per_class or None, seed)
+                count = len(images.dataset.train.labels)
+                config = TrainConfig(
+                    steps=self.steps,
+                    batch_size=min(BATCH_SIZE, count),
+                    max_lr=0.003,
+                    beta2=0.99,
+                    eval_every=max(1, self.steps // 10),
+                    precision="fp32",
+                    seed=seed,
+                    device=self.device,
+                )
+                shape = dataset.num_channels, dataset.image_size, images.dataset.num_classes
+                parts += [
+                    Part(
+                        {"model": name, "images": count, "all": per_class == 0, "seed": seed},
+                        partial(getattr(models, name), *shape),
+                        images,
+                        config,
+                    )
+                    for name in (FC, CONV)
+                ]
+        return make_page(parts, run_parts(parts, folder / "parts"))
+
+
+def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
+    """Accuracy against data, and the gap between the two networks."""
+    images, config = parts[0].images, parts[0].config
+    classes = images.dataset.num_classes
+    counts = sorted({part.facts["images"] for part in parts})
+    accuracy = {
+        name: {count: [o.test_accuracy for o in select(outcomes, model=name, images=count)] for count in counts}
+        for name in (FC, CONV)
+    }
+    seeds = len(accuracy[FC][counts[0]])
+    fc, conv = (select(outcomes, model=name)[0] for name in (FC, CONV))
+    everything = [part.facts["images"] for part in parts if part.facts["all"]]
+    labels = {count: f"{'all there are, ' if count in everything else ''}{count // classes:,}" for count in counts}
+    each_step = f"{config.steps} steps of {BATCH_SIZE} images, or of all where there are fewer"
+    page = Page(
+        MoreData.NAME,
+        "More data",
+        __doc__,
+        images.dataset.name,
+        setup=[
+            ("data", f"{images.dataset.name}, {classes} classes"),
+            (
+                "training images",
+                f"{', '.join(labels[count] for count in counts)} a class; with the same seed the fewer are a part of the more",
+            ),
+            (
+                "held-out images",
+                f"{len(images.val.labels):,}, from the training split, none of them trained on, the same for every number",
+            ),
+            ("test images", f"{len(images.dataset.test.labels):,}, looked at once, at the end"),
+            (
+                "models",
+                f"{FC}, {fc.parameters:,} parameters, {fc.mult_adds:,} mult-adds; {CONV}, {conv.parameters:,} parameters, "
+                f"{conv.mult_adds:,} mult-adds",
+            ),
+            ("training", f"AdamW, OneCycle to {config.max_lr:g}, {each_step}: as many steps for few images as for many"),
+            ("seeds", f"{seeds}; each has its own images and initial weights"),
+        ],
+        seconds=sum(outcome.history.total_seconds for outcome in outcomes),
+        observations=observations(accuracy, counts),
+    )
+    page.add(
+        "Accuracy against data",
+        Figure(
+            "accuracy",
+            points_with_spread(
+                {"": {name: {count: [100 * a for a in accuracy[name][count]] for count in counts} for name in accuracy}},
+                "training images in all (logarithmic)",
+                "test accuracy (%)",
+            ),
+            f"Test accuracy against the number of training images: mean and standard deviation over {seeds} seeds.",
+        ),
+    )
+    page.add(
+        "The gap between the models",
+        Figure(
+            "gap",
+            points_with_spread(
+                {
+                    "": {
+                        f"{CONV} - {FC}": {
+                            count: list(100 * np.subtract(accuracy[CONV][count], accuracy[FC][count])) for count in counts
+                        }
+                    }
+                },
+                "training images in all (logarithmic)",
+                "difference in test accuracy (points)",
+                zero=True,
+            ),
+            "The difference in test accuracy of the two networks on the same images: mean and standard deviation over the seeds.",
+        ),
+    )
+    rows = []
+    for count in counts:
+        mean, half = difference(accuracy[CONV][count], accuracy[FC][count])
+        trained = {name: np.mean([o.train_accuracy for o in select(outcomes, model=name, images=count)]) for name in accuracy}
+        seen = config.steps * min(BATCH_SIZE, count)
+        rows.append(
+            (
+                labels[count],
+                f"{count:,}",
+                f"{seen / count:.3g}",
+                percent(accuracy[FC][count], 2),
+                f"{trained[FC]:.1%}",
+                percent(accuracy[CONV][count], 2),
+                f"{trained[CONV]:.1%}",
+                f"{100 * mean:+.2f}" + ("" if np.isinf(half) else f" ± {100 * half:.2f}"),
+            )
+        )
+    page.add(
+        "The numbers",
+        Table(
+            ("images a class", "in all", "epochs", f"{FC}: test", "training", f"{CONV}: test", "training", "difference (points)"),
+            rows,
+            "Accuracy: mean ± standard deviation over the seeds. Difference: mean ± half of its 95% interval (Student's, paired by "
+            "seed).",
+        ),
+    )
+    return page
+
+
+def observations(accuracy: dict[str, dict[int, list[float]]], counts: Sequence[int]) -> list[str]:
+    """What the numbers say of more data, and of the gap."""
+    says = []
+    first, last = counts[0], counts[-1]
+    for name, values in accuracy.items():
+        if first == last:
+            break
+        factor = np.mean(1 - np.array(values[first])) / max(np.mean(1 - np.array(values[last])), 1e-9)
+        says.append(
+            f"{name}: from {first:,} to {last:,} training images test accuracy goes from {percent(values[first])} to "
+            f"{percent(values[last])}; there are {factor:.1f} times fewer mistakes."
+            if factor >= 1
+            else f"{name}: from {first:,} to {last:,} training images test accuracy falls from {percent(values[first])} to "
+            f"{percent(values[last])}."
+        )
+        steps = [difference(values[more], values[fewer]) for fewer, more in zip(counts, counts[1:], strict=False)]
+        idle = [
+            f"from {fewer:,} to {more:,}"
+            for (mean, half), fewer, more in zip(steps, counts, counts[1:], strict=False)
+            if mean <= half and not np.isinf(half)
+        ]
+        if idle:
+            says.append(f"{name}: no gain beyond the spread {', '.join(idle)} images.")
+    says += [
+        f"{count:,} images: " + compare(CONV, accuracy[CONV][count], FC, accuracy[FC][count], "test accuracy") for count in counts
+    ]
+    if first != last:
+        gaps = {count: np.subtract(accuracy[CONV][count], accuracy[FC][count]) for count in (first, last)}
+        mean, half = difference(gaps[last], gaps[first])
+        text = f"from {100 * gaps[first].mean():+.1f} to {100 * gaps[last].mean():+.1f} points"
+        if np.isinf(half):
+            says.append(f"The gap goes {text}; with so few seeds that says little.")
+        elif abs(mean) <= half:
+            says.append(f"The gap goes {text} between the fewest and the most images: no change beyond the spread.")
+        else:
+            says.append(
+                f"The gap {'grows' if abs(gaps[last].mean()) > abs(gaps[first].mean()) else 'shrinks'} {text} between the "
+                "fewest and the most images, beyond the spread."
+            )
+    return says

@@ -1,0 +1,300 @@
+"""What is it worth to begin with features learned from other images, with few images and with many?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from config import InputError, TrainConfig
+from images.sources import ImageDataset, Split, stratified_split
+from lab.experiments.command import Experiment
+from lab.experiments.figures import points_with_spread
+from lab.experiments.page import Figure, Page, Table
+from lab.experiments.statements import compare, percent, select
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lab.experiments.pretrained import Source
+    from lab.experiments.trainings import Images, Outcome, Part
+
+METHODS = {
+    "from scratch": "the same network with random weights",
+    "frozen features": "the source's features as they are, a new linear layer",
+    "fine-tuning": "the source's features and a new linear layer, all trained",
+}
+MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each after 20 epochs, on held-out images of both targets
+
+
+@dataclass
+class Transfer(Experiment):
+    """Use what a network learned from other images: from scratch against frozen features against fine-tuning all of it.
+
+    Without --source, the source is a network trained on MNIST for digits, cifar8 (trained on the eight classes of CIFAR-10 beside
+    cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10 it
+    ships in weights/, for others it is trained first.
+    """
+
+    target: str | None = None
+    """Data set to learn: cifar10, folder:PATH or any other (default: cifar10, with --quick digits)."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more of its classes (default: cat dog of cifar10, star heart of shapes, else all)."""
+    source: str = "auto"
+    """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
+    ImageNet classifier of torchvision; downloaded)."""
+    pretrain: bool = False
+    """Train the source anew first; for cifar8 and mnist the one that ships in weights/."""
+    per_class: tuple[int, ...] = ()
+    """Training images of each class, one or more numbers, 0 for all there are (default: those of 8 32 128 0 for which there are
+    images, with --quick of 8 32)."""
+    epochs: tuple[int, ...] = ()
+    """Passes over them, one or more numbers (default: 1 5 20, with --quick 1 5)."""
+    seeds: int | None = None
+    """Trainings of each kind, each with its own images (default: 3, with --quick 2)."""
+    image_size: int = 32
+    """Height and width to which the images of a folder are brought, in pixels (28 or more)."""
+
+    NAME = "transfer"
+    DEFAULTS = {"target": ("cifar10", "digits"), "epochs": ((1, 5, 20), (1, 5)), "seeds": (3, 2)}
+
+    def make(self, folder: Path) -> Page:
+        """Each method on each number of images a class and each number of epochs, one training for each seed."""
+        from lab.experiments.pretrained import find_source
+        from lab.experiments.trainings import run_parts, sizes_that_fit, take_images
+
+        target, classes, split = self.load_target()
+        sizes = self.per_class or sizes_that_fit((8, 32) if self.quick else (8, 32, 128, 0), target, classes, self.first_seed)
+        images = {
+            (seed, per_class): take_images(split(seed), classes, per_class or None, seed)
+            for seed in self.all_seeds
+            for per_class in sizes
+        }
+        source = find_source(self.source, self.pretrain, target, classes, self, folder)
+        if source.num_channels != target.num_channels:
+            raise InputError(
+                f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
+                f"{target.num_channels}: choose another --source"
+            )
+        parts = [
+            make_part(method, source, taken, per_class, epochs, seed, self.device)
+            for (seed, per_class), taken in images.items()
+            for epochs in dict.fromkeys(self.epochs)
+            for method in METHODS
+        ]
+        return make_page(parts, run_parts(parts, folder / "parts"), source)
+
+    def load_target(self) -> tuple[ImageDataset, list[str], Callable[[int], ImageDataset]]:
+        """The target, the names of its classes, and its splits of a seed: for a folder without splits of its own each seed has
+        others.
+
+        Unreadable files of a folder are left out, which is said on stderr.
+        """
+        from images.own_images import load_folder
+        from lab.experiments.pretrained import LEFT_OUT
+        from lab.experiments.trainings import class_labels
+
+        if any(number < 0 for number in self.per_class) or any(epochs < 1 for epochs in self.epochs):
+            raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
+        kind, _, path = self.target.partition(":")
+        split: Callable[[int], ImageDataset]
+        if kind == "folder" and path:
+            if self.image_size < 28:
+                raise InputError(f"--image-size is {self.image_size}: it must be 28 or more")
+            target = load_folder(Path(path), self.image_size, skip_unreadable=True)
+            split = partial(resplit, target) if not (Path(path) / "train").is_dir() else lambda seed: target
+        else:
+            target = self.load(self.target)
+            split = lambda seed: target  # noqa: E731
+        classes = list(class_labels(target, self.classes or LEFT_OUT.get(target.name, ())))
+        return target, classes, split
+
+
+def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
+    """All images of `dataset` split anew by `seed`, a fifth of each class for the test."""
+    everything = Split(*(np.concatenate(arrays) for arrays in zip(dataset.train, dataset.test, strict=True)))
+    train, test = stratified_split(everything, len(dataset.test.labels), seed)
+    return replace(dataset, train=train, test=test)
+
+
+def build(method: str, source: Source, num_classes: int) -> nn.Module:
+    """The network of a method, before training. From scratch, a whitening stem takes its filters from the target's images."""
+    from lab.experiments.models import FromScratch, Transferred
+
+    if method == "from scratch":
+        features, num_features = source.untrained()
+        return FromScratch(features, num_features, num_classes)
+    return Transferred(*source.features(), num_classes, frozen=method == "frozen features")
+
+
+def make_part(method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str) -> Part:
+    """One training."""
+    from lab.experiments.trainings import Part
+
+    count = len(images.dataset.train.labels)
+    batch = min(count, max(8, min(128, count // 8)))
+    steps = epochs * (count // batch)
+    config = TrainConfig(steps=steps, batch_size=batch, max_lr=MAX_LR, beta2=0.99, eval_every=steps, seed=seed, device=device)
+    return Part(
+        {"method": method, "per class": per_class, "images": count, "epochs": epochs, "source": source.name, "seed": seed},
+        partial(build, method, source, images.dataset.num_classes),
+        images,
+        config,
+    )
+
+
+def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source) -> Page:
+    """Accuracy against images a class for each number of epochs, and against epochs for each number of images."""
+    images = parts[0].images
+    dataset = images.dataset
+    sizes, epochs = sorted({part.facts["images"] for part in parts}), sorted({part.facts["epochs"] for part in parts})
+    seeds = sorted({part.facts["seed"] for part in parts})
+    runs = {
+        (method, count, number): select(outcomes, method=method, images=count, epochs=number)
+        for method in METHODS
+        for count in sizes
+        for number in epochs
+    }
+    accuracy = {key: [o.test_accuracy for o in outcomes] for key, outcomes in runs.items()}
+    everything = [part.facts["images"] for part in parts if part.facts["per class"] == 0]
+    names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
+    splits_differ = not np.array_equal(dataset.test.images, parts[-1].images.dataset.test.images)
+    page = Page(
+        Transfer.NAME,
+        f"Transfer to {dataset.name}: {', '.join(dataset.classes)}",
+        __doc__,
+        dataset.name,
+        setup=[
+            ("source", source.about),
+            ("target", f"{dataset.name}, classes {', '.join(dataset.classes)}, none of whose images the source was trained on"),
+            (
+                "training images",
+                f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
+                "are a part of the more",
+            ),
+            ("held-out images", f"{len(images.val.labels):,}, not trained on"),
+            (
+                "test images",
+                f"{len(dataset.test.labels):,}, never trained on, looked at once after each training"
+                + ("; others for each seed, a fifth of each class" if splits_differ else ""),
+            ),
+            *METHODS.items(),
+            (
+                "training",
+                f"AdamW, OneCycle to {MAX_LR:g}, {', '.join(map(str, epochs))} epochs, each a training of its own; batches of "
+                "an eighth of the images, but 8 at least and 128 at most; no augmentation; the same for all",
+            ),
+            ("seeds", f"{len(seeds)}; each has its own training images and initial weights"),
+        ],
+        seconds=sum(outcome.history.total_seconds for outcome in outcomes),
+        observations=observations(accuracy, sizes, epochs, names, 1 / dataset.num_classes),
+    )
+    by_images = {
+        f"{number} epoch{'s' * (number > 1)}": {
+            method: {count: [100 * a for a in accuracy[method, count, number]] for count in sizes} for method in METHODS
+        }
+        for number in epochs
+    }
+    by_epochs = {
+        f"{names[count]} images a class": {
+            method: {number: [100 * a for a in accuracy[method, count, number]] for number in epochs} for method in METHODS
+        }
+        for count in sizes
+    }
+    page.add(
+        "Accuracy by images and epochs",
+        Figure(
+            "images",
+            points_with_spread(by_images, "training images a class", "test accuracy (%)", names),
+            f"Test accuracy against the number of training images a class, for each number of epochs: mean and standard "
+            f"deviation over {len(seeds)} seeds.",
+        ),
+        Figure(
+            "epochs",
+            points_with_spread(by_epochs, "epochs", "test accuracy (%)"),
+            "The same against the number of epochs, for each number of images.",
+        ),
+    )
+    page.add(
+        "The numbers",
+        Table(
+            ("images a class", "epochs", *METHODS, "seconds: " + ", ".join(METHODS)),
+            [
+                (
+                    names[count],
+                    str(number),
+                    *(percent(accuracy[method, count, number]) for method in METHODS),
+                    ", ".join(
+                        f"{np.mean([o.history.total_seconds for o in runs[method, count, number]]):.1f}" for method in METHODS
+                    ),
+                )
+                for count in sizes
+                for number in epochs
+            ],
+            f"Test accuracy, mean ± standard deviation over the seeds; a guess is right in {1 / dataset.num_classes:.0%} of all "
+            "cases where the classes are equally frequent. Seconds of one training.",
+        ),
+    )
+    return page
+
+
+def observations(
+    accuracy: dict[tuple[str, int, int], list[float]],
+    sizes: Sequence[int],
+    epochs: Sequence[int],
+    names: dict[int, str],
+    chance: float,
+) -> list[str]:
+    """What transfer is worth with few and with many images, and what the budget changes."""
+    scratch, frozen, tuned = METHODS
+    long, says = epochs[-1], []
+    for count in sizes:
+        values = {method: accuracy[method, count, long] for method in METHODS}
+        best = max(values, key=lambda method: np.mean(values[method]))
+        other = [compare(best, values[best], method, values[method], "test accuracy") for method in METHODS if method != best]
+        says.append(
+            f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: the highest mean is that of "
+            f"{best}, {percent(values[best])}. " + " ".join(other)
+        )
+    need = [
+        (few, many)
+        for few in sizes
+        for many in sizes
+        if many > few and np.mean(accuracy[tuned, few, long]) >= np.mean(accuracy[scratch, many, long])
+    ]
+    if need:
+        few, many = max(need, key=lambda pair: pair[1] / pair[0])
+        says.append(
+            f"With {names[few]} images a class fine-tuning is at least as accurate ({percent(accuracy[tuned, few, long])}) "
+            f"as training from scratch with {names[many]} ({percent(accuracy[scratch, many, long])}), {long} epochs each."
+        )
+    else:
+        says.append(
+            f"At no number of images is fine-tuning as accurate as training from scratch with the next larger one, {long} "
+            "epochs each."
+        )
+    gains = {count: float(np.mean(accuracy[tuned, count, long]) - np.mean(accuracy[scratch, count, long])) for count in sizes}
+    if len(sizes) > 1:
+        most, least = max(gains, key=gains.get), min(gains, key=gains.get)
+        says.append(
+            f"Fine-tuning gains most over training from scratch with {names[most]} images a class "
+            f"({100 * gains[most]:+.1f} points) and least with {names[least]} ({100 * gains[least]:+.1f})."
+        )
+    if len(epochs) > 1:
+        short = epochs[0]
+        quick = [
+            names[count] for count in sizes if np.mean(accuracy[frozen, count, short]) >= np.mean(accuracy[scratch, count, long])
+        ]
+        where = f"with {', '.join(quick)} images a class" if quick else "with no number of images"
+        says.append(
+            f"Frozen features after {short} epoch{'s' * (short > 1)} are at least as accurate as training from scratch "
+            f"after {long}, in the mean, {where}."
+        )
+    idle = [names[count] for count in sizes if np.mean(accuracy[scratch, count, long]) <= chance + 0.02]
+    if idle:
+        says.append(f"From scratch, the mean is within two points of guessing with {', '.join(idle)} images a class.")
+    return says

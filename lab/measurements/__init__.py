@@ -1,0 +1,1 @@
+"""Measurements of the network: its layers, its gradients, its runtimes."""

@@ -1,0 +1,161 @@
+"""The command that measures the gradients, and the table, the words and the plot that it puts into docs/model.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import InputError, get_preset
+from lab.measurements.shared import demand_whole, load
+from results.documents import measured_on, replace_between
+from utils import ROOT, demand_writable
+
+if TYPE_CHECKING:
+    from lab.measurements.gradients import Run
+
+PAGE = ROOT / "docs" / "model.md"
+MARKERS = "<!-- gradients -->", "<!-- /gradients -->"
+BATCHES = 10
+STEPS = 400  # of a preset that counts its budget in epochs
+STAGES = ("at initialisation", "after training")
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+
+
+@dataclass
+class Gradients:
+    """Norms of the gradients by layer, before and after a sprint's training; what residual sums and GAP change in them."""
+
+    preset: str = "sprint"
+    """Network and training, which is of so many steps as its first OneCycle has, or of 400."""
+    dataset: str = "auto"
+    """As for sprint."""
+    data_dir: Path = ROOT / "data"
+    """Where the data sets are, or are downloaded to."""
+    seeds: int = 5
+    """Trainings of each variant."""
+    quick: bool = False
+    """One seed, ten steps; on shapes."""
+    out: Path = ROOT / "runs" / "gradients.png"
+    """Where the plot goes."""
+    docs: bool = False
+    """Put table, words and plot into docs/model.md."""
+
+    def run(self) -> int:
+        demand_whole(self.quick, self.docs)
+        preset = get_preset(self.preset)
+        if self.seeds < 1:
+            raise InputError("--seeds must be 1 or more")
+        from lab.measurements.gradients import measure
+
+        out = PAGE.with_name("gradients.png") if self.docs else self.out
+        demand_writable(out.parent)
+        dataset = load(self.dataset, self.quick, self.data_dir)
+        steps = 10 if self.quick else preset.train.steps or STEPS
+        runs = measure(self.preset, dataset, 1 if self.quick else self.seeds, 2 if self.quick else BATCHES, steps)
+        text = in_words(runs)
+        plot(runs, out)
+        print(f"{text}\n\nplot in {out}")
+        if self.docs:
+            replace_between(
+                PAGE,
+                MARKERS,
+                f"{text}\n\nThe network of `{self.preset}` on {dataset.name}, median (min to max) of {self.seeds} "
+                f"seeds, {steps} steps, {BATCHES} batches each; {measured_on()}",
+            )
+        return 0
+
+
+def _middle(values: list[float], digits: int = 2) -> str:
+    """Median (min to max), or the median alone where all are alike."""
+    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def in_words(runs: dict[str, list[Run]]) -> str:
+    """What the gradients say of residual sums and of average pooling, each figure the median (minimum to maximum) of the seeds."""
+
+    def ratio(name: str, stage: int) -> list[float]:
+        """Gradient norm at the first layer's output over that at the last one's."""
+        ends = [list(run.stages[stage].outputs.values()) for run in runs[name]]
+        return [first / last for first, *_, last in ends]
+
+    def at_the_end(name: str, stage: int) -> list[float]:
+        return [list(run.stages[stage].outputs.values())[-1] for run in runs[name]]
+
+    def reached(name: str, stage: int) -> list[float]:
+        return [100 * run.stages[stage].reached for run in runs[name]]
+
+    def row(label: str, cells: Iterable[str]) -> str:
+        return f"| {label} | {' | '.join(cells)} |"
+
+    net, plain, maximum = runs
+    accuracy = {name: [100 * run.accuracy for run in of_seeds] for name, of_seeds in runs.items()}
+    lines = ["| | " + " | ".join(runs) + " |", "|---|" + "--:|" * len(runs)]
+    for stage, when in enumerate(STAGES):
+        ratios = (_middle(ratio(name, stage)) for name in runs)
+        lines += [
+            row(f"gradient at the first layer's output / at the last one's, {when}", ratios),
+            row(f"its norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
+            row(f"share of the last feature map that gets any, {when}", (f"{_middle(reached(name, stage), 0)}%" for name in runs)),
+        ]
+    lines.append(row("held-out accuracy", (f"{_middle(values, 1)}%" for values in accuracy.values())))
+
+    def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
+        """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
+        x, y = statistics.median(a), statistics.median(b)
+        apart = max(a) < min(b) or max(b) < min(a)
+        verdict = ("larger" if x > y else "smaller") if apart and len(a) > 1 else "no different beyond the spread of the seeds"
+        return f"{what} is {verdict}: {x:.3g}{unit} against {y:.3g}{unit} {other}."
+
+    changes = [statistics.median(ratio(name, stage)) for name in (net, plain) for stage in (0, 1)]
+    vanishes = min(changes) < 0.01
+    share = "the share of the last feature map that gets a gradient"
+    sentences = [
+        "**Residual sums.** From the last layer's output back to the first one's the norm of the gradient changes by a factor of "
+        f"{changes[0]:.2f} at initialisation and {changes[1]:.2f} after training, without the sums by {changes[2]:.2f} and "
+        f"{changes[3]:.2f}: "
+        + (
+            "one of them is below 0.01, gradients do vanish."
+            if vanishes
+            else "in so few layers, and with BatchNorm, it vanishes in neither."
+        )
+        + " "
+        + against(accuracy[net], accuracy[plain], "The held-out accuracy", "without the sums", "%"),
+        "**Average pooling.** "
+        + against(reached(net, 0), reached(maximum, 0), f"At initialisation {share}", "with a maximum", "%")
+        + " "
+        + against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum")
+        + " "
+        + against(accuracy[net], accuracy[maximum], "The held-out accuracy", "with a maximum", "%"),
+    ]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
+
+
+def plot(runs: dict[str, list[Run]], path: Path) -> None:
+    """Norms by layer as a PNG: by a layer's output and by its weights, before and after training; median and range of the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col", sharey="col")
+    for stage, when in enumerate(STAGES):
+        for axes, kind, title in zip(
+            grid[stage], ("outputs", "weights"), ("by the layer's output", "by the layer's weights"), strict=True
+        ):
+            for (name, of_seeds), colour in zip(runs.items(), COLOURS, strict=True):
+                values = [getattr(run.stages[stage], kind) for run in of_seeds]
+                layers = list(values[0])
+                columns = [[value[layer] for value in values] for layer in layers]
+                axes.plot(layers, [statistics.median(column) for column in columns], "o-", markersize=4, color=colour, label=name)
+                axes.fill_between(layers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
+            axes.set(yscale="log", title=f"{title}, {when}")
+            axes.grid(alpha=0.3)
+            axes.tick_params(axis="x", rotation=45)
+            axes.spines[["top", "right"]].set_visible(False)
+        grid[stage, 0].set_ylabel("norm of the loss's gradient")
+    for axes in grid[1]:
+        axes.set_xlabel("layer, from the images to the logits")
+    grid[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,123 @@
+"""The experiments as a user runs them, and bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_images import one_line, run_lab, write_noise
+
+from conftest import Tags
+
+
+def accuracies(folder: Path) -> list[float]:
+    return [json.loads(path.read_text())["test_accuracy"] for path in folder.glob("parts/*.json") if "weights" not in path.name]
+
+
+@pytest.mark.parametrize("name", ["digits-fc", "digits-conv"])
+def test_digits(tmp_path, capsys, name):
+    assert run_lab(name, "--quick", "--seeds", 1, "--lr", 0.01, "--out", tmp_path) == 0
+    out, page = capsys.readouterr().out, (tmp_path / f"{name}.html").read_text()
+    (accuracy,) = accuracies(tmp_path)
+    assert accuracy > 0.85  # of three digits
+    assert f"<td>{accuracy:.2%}</td>" in page
+    assert "the training loss became flat" in out and "the training loss became flat" in page
+    assert "16 a class" in page and "classes 0, 4, 6" in page
+    own = {"weights", "evidence"} if name == "digits-fc" else {"filters", "activations", "gradients"}
+    figures = {"curves", "confusion", *own}
+    assert {path.stem.removeprefix(f"{name}-") for path in tmp_path.glob("*.png")} == figures
+    Tags(page)
+
+
+def test_activations_and_more_data(tmp_path, capsys):
+    assert (
+        run_lab(
+            "activations",
+            "--quick",
+            "--activations",
+            "relu",
+            "sigmoid",
+            "elu",
+            "--steps",
+            20,
+            "--seeds",
+            1,
+            "--classes",
+            0,
+            1,
+            "--out",
+            tmp_path / "a",
+        )
+        == 0
+    )
+    assert len(accuracies(tmp_path / "a")) == 3
+    page = (tmp_path / "a" / "activations.html").read_text()
+    for name in ("relu", "sigmoid", "elu"):
+        assert f'<th scope="row">{name}</th>' in page
+    assert run_lab("more-data", "--quick", "--per-class", 8, 0, "--steps", 30, "--seeds", 3, "--out", tmp_path / "m") == 0
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "m").glob("parts/*.json")]
+    assert len(kept) == 12
+
+    def mean(few: bool) -> float:
+        return float(np.mean([k["test_accuracy"] for k in kept if (k["facts"]["images"] == 80) == few]))
+
+    assert mean(few=False) > mean(few=True) + 0.02  # more data help
+    out = capsys.readouterr().out
+    assert "from 80 to" in out and "The gap" in out
+
+
+def test_ladder(tmp_path):
+    assert (
+        run_lab("cifar-ladder", "--dataset", write_noise(tmp_path / "few.npz"), "--epochs", 1, "--seeds", 1, "--out", tmp_path) == 0
+    )
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("parts/*.json")]
+    assert {k["facts"]["model"] for k in kept} == {
+        "one convolution",
+        "three convolutions",
+        "six, BatchNorm, dropout",
+        "constrained Net",
+    }
+    assert len({k["history"]["images_seen"] for k in kept}) == 1  # the same budget
+    Tags((tmp_path / "cifar-ladder.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits-fc", "--classes", "0", "x"), "digits has no class 'x': there are 0, 1, 2"),
+        (("digits-fc", "--classes", "4"), "only one class, '4'"),
+        (("digits-fc", "--classes", "4", "4"), "named twice"),
+        (("digits-fc", "--per-class", 1000), "1000 images of class '0' were asked for: digits has 142 for training, of which 35"),
+        (("digits-fc", "--per-class", 0), "0 images of class '0'"),
+        (("digits-fc", "--seeds", 0), "--seeds is 0: it must be 1 or more"),
+        (("digits-fc", "--lr", 0), "max_lr is 0"),
+        (("activations", "--activations", "relu", "relo"), "unknown activation 'relo': there are relu, gelu"),
+        (("activations", "--steps", 0), "--steps is 0: it must be 1 or more"),
+        (("more-data", "--per-class", -1), "-1 images of class"),
+        (("more-data", "--dataset", "nothing"), "unknown data set 'nothing'"),
+        (("transfer", "--classes", "0", "x"), "digits has no class 'x'"),
+        (("transfer", "--source", "cifar8"), "takes images of 3 channels, those of digits have 1"),
+        (("transfer", "--source", "nothing"), "unknown source 'nothing'"),
+        (("transfer", "--epochs", 0), "--epochs 1 or more"),
+        (("transfer", "--target", "folder:/nowhere"), "there is no folder /nowhere"),
+        (("nothing",), "unknown command 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, words):
+    assert run_lab(arguments[0], *(("--quick", "--out", tmp_path) if len(arguments) > 1 else ()), *arguments[1:]) == 2
+    assert words in one_line(capsys)
+    assert not list(tmp_path.glob("parts/*.json"))
+
+
+def test_models_for_grey_images_refuse_colour(tmp_path, capsys):
+    noise = write_noise(tmp_path / "noise.npz")
+    for name in ("digits-conv", "more-data"):
+        assert run_lab(name, "--quick", "--dataset", noise, "--classes", 0, 4, "--out", tmp_path) == 2
+        assert "grey images of 1 channel, these have 3" in one_line(capsys)
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert run_lab("digits-fc", "--quick", "--out", tmp_path / "file") == 2
+    assert "cannot write" in one_line(capsys)
+    assert (tmp_path / "file").read_text() == "kept"
