@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 MAX_LEVELS = 7
-MIN_FILES = 3  # of a folder, besides __init__.py
+MIN_CONTENTS = 3  # Python files, or folders of them, in a folder; __init__.py does not count
 STAND_ALONE = ("model.py", "config.py")  # a course's grader copies these two files alone
 
 Order = list[list[str]]
@@ -78,16 +78,13 @@ def problems(root: Path, files: Sequence[str], order: Order) -> list[str]:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         found.append(f"circle: {' <- '.join(error.args[1])}")
-    in_folder: dict[str, int] = {}
-    for file in files:
-        folder, _, name = file.rpartition("/")
-        if folder:
-            in_folder[folder] = in_folder.get(folder, 0) + (name != "__init__.py")
-    found += [
-        f"{folder}/ has {count} files: a folder has at least {MIN_FILES}"
-        for folder, count in in_folder.items()
-        if count < MIN_FILES
-    ]
+    contents: dict[str, set[str]] = {}
+    for path in map(PurePosixPath, files):
+        for parent, child in zip(path.parents, (path, *path.parents), strict=False):
+            contents.setdefault(str(parent), set()).add(child.name)
+    for folder, names in contents.items():
+        if folder != "." and len(names - {"__init__.py"}) < MIN_CONTENTS:
+            found.append(f"{folder}/ holds {', '.join(sorted(names))}: too little for a folder")
     return found
 
 
@@ -134,6 +131,8 @@ def breaches(folder: Path, changes: dict[str, str | None], order: Order = ORDER)
 
 def test_a_tree_in_order_has_no_problems(tmp_path):
     assert breaches(tmp_path, {}) == []
+    inner = {f"images/{folder}/{name}.py": "" for folder in ("own", "public") for name in ("a", "b", "c")}
+    assert breaches(tmp_path, {**inner, "images/shapes.py": None}) == []  # folders count like files
 
 
 @pytest.mark.parametrize(
@@ -152,11 +151,8 @@ def test_a_tree_in_order_has_no_problems(tmp_path):
         ({"course/store.py": "from course import grading\n"}, ["circle: "]),
         ({"model.py": "from config import CONFIG\n"}, ["model.py imports config.py: it must stand alone"]),
         ({"config.py": "def make():\n    import images.shapes\n"}, ["config.py imports images/shapes.py: it must stand alone"]),
-        ({"course/sandbox.py": None}, ["course/ has 2 files"]),
-        (
-            {"lab/runtimes/__init__.py": "", "lab/runtimes/measure.py": "", "lab/runtimes/page.py": ""},
-            ["lab/runtimes/ has 2 files"],
-        ),
+        ({"course/sandbox.py": None}, ["course/ holds grading.py, store.py: too little"]),
+        ({"lab/runtimes/__init__.py": "", "lab/runtimes/measure.py": "", "lab/runtimes/page.py": ""}, ["lab/runtimes/ holds"]),
         ({"tools.py": ""}, ["tools is not in the list"]),
         ({"model.py": None}, ["lists model, which does not exist"]),
     ],
