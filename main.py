@@ -35,11 +35,11 @@ def parse(arguments: list[str]) -> Any:
     if arguments[0] == "lab":
         import lab.commands
 
-        return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "main.py lab", lab.commands.__doc__)
+        return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     flags = [text for argument in arguments for text in argument.split("=", 1)]
     preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] and arguments[0] == "train" else "baseline"
-    return parse_one_of(COMMANDS, arguments, "main.py", __doc__, {"train": Train(preset=preset, config=get_preset(preset).train)})
+    return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, {"train": Train(preset=preset, config=get_preset(preset).train)})
 
 
 def parse_one_of(
@@ -51,7 +51,7 @@ def parse_one_of(
 ) -> Any:
     """The command among `commands` that `arguments` begin with, filled in; `defaults` of some of them may come ready-made."""
     if arguments[0] not in (*commands, "-h", "--help"):
-        raise InputError(f"unknown command '{arguments[0]}': there are {', '.join(commands)}")
+        raise InputError(f"unknown command '{arguments[0]}': choose from {', '.join(commands)}")
     defaults = defaults or {}
     choices: Any = tuple(
         Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]

@@ -217,6 +217,8 @@ def machine(record: dict[str, Any]) -> str:
 def command_line() -> str:
     """The command that started this process, as one would type it in the project's folder."""
     script = Path(sys.argv[0]).resolve()
+    if script == ROOT / "main.py":
+        return shlex.join(["./run.sh", *sys.argv[1:]])
     name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
     return shlex.join(["python", name, *sys.argv[1:]])
 

@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py            # from the records in docs/records/; writes docs/accuracy.png and docs/learning.png
     python benchmarks/accuracy.py --readme   # and puts the table into README.md and docs/accuracy.md
 
-Nothing is trained: a record is the run.json that `python main.py train --preset NAME --dataset cifar10` leaves in its folder,
+Nothing is trained: a record is the run.json that `./run.sh train --preset NAME --dataset cifar10` leaves in its folder,
 copied to docs/records/NAME.json. How long fast85 and fast90 take to their targets, over seeds, is in NAME-seeds.json, which
-`python main.py sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
+`./run.sh sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Benchmark:
             plot(record, ROOT / "docs" / "sprint.png")
         else:
             if not (self.data_dir / "cifar-10-batches-py").is_dir():
-                raise InputError(f"no CIFAR-10 in {self.data_dir}: python main.py sprint --dataset cifar10 downloads it")
+                raise InputError(f"no CIFAR-10 in {self.data_dir}: ./run.sh sprint --dataset cifar10 downloads it")
             seeds = range(self.seed, self.seed + (2 if self.quick else self.seeds))
             record = self.measure(seeds, free_path(self.quick))
         print(table(record))

@@ -1,4 +1,4 @@
-"""The course's experiments, each one command: `python main.py lab NAME --help`."""
+"""The course's experiments, each one command: `./run.sh lab NAME --help`."""
 
 from __future__ import annotations
 

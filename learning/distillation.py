@@ -40,7 +40,7 @@ class Teacher:
             path = ROOT / path
         if not path.exists():
             raise InputError(
-                f"there is no teacher {path}: train one first (python main.py train --preset teacher), or name other "
+                f"there is no teacher {path}: train one first (./run.sh train --preset teacher), or name other "
                 "weights with --teacher, or none after it for no teacher"
             )
         network = TrainedNetwork.load(path, device)

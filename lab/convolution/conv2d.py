@@ -1,6 +1,6 @@
 """Convolution by hand: windows by strides and one matrix product, with a backward pass of its own.
 
-`conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `python main.py lab conv2d`
+`conv2d` and `Conv2d` are torch's in signature, defaults, values, gradients of any order and errors. `./run.sh lab conv2d`
 shows the difference on the homework's case and the cost on the shapes of the presets' networks; `--conv by-hand` trains with it.
 """
 

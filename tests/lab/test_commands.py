@@ -30,7 +30,7 @@ def test_no_help_of_the_lab_waits_for_a_heavy_library():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     for command in COMMANDS:
-        assert f"usage: main.py lab {command} " in result.stdout
+        assert f"usage: ./run.sh lab {command} " in result.stdout
     loaded = set(result.stdout.splitlines()[-1].split())
     assert "tyro" in loaded
     assert not {"torch", "torchvision", "albumentations", "matplotlib", "sklearn", "scipy", "cv2", "jinja2"} & loaded

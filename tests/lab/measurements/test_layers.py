@@ -19,7 +19,7 @@ def between(markers: tuple[str, str]) -> str:
 
 
 def test_the_table_is_current():
-    assert between(layers.MARKERS) == layers.table("sprint"), "python main.py lab layers --docs"
+    assert between(layers.MARKERS) == layers.table("sprint"), "./run.sh lab layers --docs"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
