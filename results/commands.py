@@ -1,4 +1,4 @@
-"""The commands for what a training leaves behind: evaluate, predict, report."""
+"""The commands that use what a training leaves: evaluate, predict, report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DEFAULT_WEIGHTS = ROOT / "weights" / "accurate.safetensors"
 
 @dataclasses.dataclass
 class Evaluate:
-    """Accuracy of trained weights on a whole test split."""
+    """Print the accuracy of trained weights on the whole test split."""
 
     weights: Path
     """A .safetensors file or a checkpoint."""
     dataset: str | None = None
-    """As for sprint; default: the one the weights were trained on."""
+    """Data set, as for sprint (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
 
@@ -39,25 +39,25 @@ class Evaluate:
 
 @dataclasses.dataclass
 class Predict:
-    """The most probable classes of images; without images, the accuracy of the weights on their test set.
+    """Print the most probable classes of images; without images, the accuracy of the weights on their test split.
 
-    Exit status: 0 all predicted, 1 an image could not be read (the others are predicted), 2 bad input, 130 interrupted.
+    Exit status: 0 all images predicted, 1 some images could not be read (the others are predicted), 2 bad input, 130 interrupted.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files of any size and mode, and folders, of which all images are taken, those in folders within too."""
+    """Image files, and folders, which are searched recursively for images."""
     weights: Path = DEFAULT_WEIGHTS
     """A .safetensors file or a checkpoint."""
     top: int = 5
-    """How many classes of each image to print, the most probable first."""
+    """Number of classes to print for each image, the most probable first."""
     json: bool = False
-    """Print one JSON object, for machines, instead of the table."""
+    """Print one JSON object instead of the table."""
     sheet: Path | None = None
-    """Write a contact sheet here: a PNG of the first 100 images, as the network is given them, with their predictions."""
+    """Write a contact sheet to this PNG: the first 100 images, as the network receives them, with their predictions."""
     dataset: str | None = None
-    """Without images: as for sprint; default: the one the weights were trained on."""
+    """Without images: the data set whose test split is evaluated (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
 
@@ -65,7 +65,7 @@ class Predict:
         if self.top < 1:
             raise InputError(f"--top is {self.top}: it must be 1 or more")
         if self.images and self.dataset:
-            raise InputError("--dataset names a test set, to use without images: leave out one or the other")
+            raise InputError("--dataset and images exclude each other: pass one of them")
         from images import data
         from results import predictions
         from utils import demand_writable
@@ -83,16 +83,16 @@ class Predict:
 
 @dataclasses.dataclass
 class Report:
-    """Compare finished or unfinished runs of train: a table, the validation accuracy as a PNG, and a page with both."""
+    """Compare runs of train, finished or not: a table, a plot of the validation accuracy (PNG), and a page with both."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders that train wrote, as runs/baseline-cifar10."""
+    """Folders written by train, such as runs/baseline-cifar10."""
     out: Path | None = None
-    """Folder of the page and the PNG (default: the run's own for one run, runs/comparison for several)."""
+    """Folder to write the page and the PNG to (default: the run's own folder for one run, runs/comparison for several)."""
 
     def run(self) -> int:
         if not self.runs:
-            raise InputError("no run named: give one or more folders that train wrote, as runs/baseline-cifar10")
+            raise InputError("no run given: pass one or more folders written by train, such as runs/baseline-cifar10")
         from results import comparison
 
         runs = comparison.load_runs(self.runs)
@@ -117,9 +117,9 @@ def load_network(weights: Path, device: str) -> TrainedNetwork:
         raise InputError(
             f"the default weights {weights} are missing: "
             + (
-                f"take others with --weights ({', '.join(map(str, others))})"
+                f"pass others with --weights ({', '.join(map(str, others))})"
                 if others
-                else "`./run.sh sprint` trains some in a second, which --weights then takes"
+                else "`./run.sh sprint` trains some in seconds; pass them with --weights"
             )
         )
     return TrainedNetwork.load(weights, where)

@@ -161,7 +161,7 @@ def test_weights_of_another_architecture(trained, tmp_path):
         (["predict", "--weights", "x.safetensors"], ["x.safetensors", "No such file"]),
         (["predict", "--top", "0"], ["--top is 0"]),
         (["predict", "x.png", "--dataset", "digits"], ["--dataset", "without images"]),
-        (["report"], ["no run named", "runs/"]),
+        (["report"], ["no run given", "runs/"]),
         (["summary", "--preset", "none"], ["unknown preset"]),
         (["check", "nothing.py:Net"], ["nothing.py"]),
         (["check", "model.py:Nett"], ["Nett", "Net"]),
