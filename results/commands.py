@@ -65,7 +65,7 @@ class Predict:
         if self.top < 1:
             raise InputError(f"--top is {self.top}: it must be 1 or more")
         if self.images and self.dataset:
-            raise InputError("--dataset and images exclude each other: pass one of them")
+            raise InputError("--dataset is for evaluating without images: pass either images or --dataset")
         from images import data
         from results import predictions
         from utils import demand_writable
