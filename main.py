@@ -237,7 +237,7 @@ class Check:
     """FILE.py:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
 
     def run(self) -> int:
-        from limits.constraints import load_network
+        from limits.loading import load_network
 
         return show(load_network(self.network), 3)
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import PRESETS, InputError
-from limits.constraints import Constraint, check, format_table, load_class, load_network
+from limits.constraints import Constraint, check, format_table
+from limits.loading import load_class, load_network
 from model import Model, Net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
