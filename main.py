@@ -224,6 +224,7 @@ class Summary:
         preset = get_preset(self.preset)
         if self.channels < 1 or self.classes < 2:
             raise InputError("--channels must be 1 or more, --classes 2 or more")
+        from limits.showing import show
         from model import Net
 
         return show(Net(self.channels, self.classes, **preset.net), self.channels)
@@ -231,26 +232,22 @@ class Summary:
 
 @dataclasses.dataclass
 class Check:
-    """The same tables for anybody's network; exit status 1 if it fails any constraint. The class's code is run."""
+    """The same tables for anybody's network. The class's code is run.
+
+    Exit status: 0 every constraint is met, 1 any fails, 3 none fails but not all can be known, 2 bad input.
+    """
 
     network: tyro.conf.Positional[str]
-    """FILE.py:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
+    """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
+    blocks: str = ""
+    """The blocks' modules where they are not named C1, C2, C3, C4, O and not found: layer1,layer2,layer3,layer4 or five with the
+    output block."""
 
     def run(self) -> int:
         from limits.loading import load_network
+        from limits.showing import show
 
-        return show(load_network(self.network), 3)
-
-
-def show(model: object, num_channels: int) -> int:
-    """Print the summary and the constraints; 1 if any fails, else 0."""
-    from limits.constraints import check, format_table
-    from utils import summary
-
-    print(summary(model, num_channels, (32, 32)))
-    constraints = check(model, num_channels=num_channels)
-    print(format_table(constraints))
-    return 0 if all(constraint.passed for constraint in constraints) else 1
+        return show(load_network(self.network), 3, [name.strip() for name in self.blocks.split(",")] if self.blocks else ())
 
 
 COMMANDS = {"sprint": Sprint, "train": Train, **RESULT_COMMANDS, "summary": Summary, "check": Check, **COURSE_COMMANDS}

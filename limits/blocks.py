@@ -71,9 +71,9 @@ def _by_paths(trace: Trace, paths: tuple[str, ...]) -> Blocks:
     last = max((place for place, op in enumerate(trace.ops) if of.get(op) == BLOCKS[3]), default=len(trace.ops))
     rest = [op for op in trace.ops[last + 1 :] if op not in of]
     of |= dict.fromkeys(rest, BLOCKS[4])
-    depth = paths[0].count(".") + 1
-    after = dict.fromkeys(".".join(op.path.split(".")[:depth]) or "forward" for op in rest)
-    return Blocks((*paths, *after), of)
+    depth = paths[0].count(".") + 1 if len({path.rpartition(".")[0] for path in paths}) == 1 else 1
+    after = dict.fromkeys(".".join(op.path.split(".")[:depth]) for op in rest)
+    return Blocks((*paths, *([name for name in after if name] or ["forward"] * bool(rest))), of)
 
 
 def _holders(trace: Trace) -> dict[str, list[tuple[str, int]]]:

@@ -11,20 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from config import InputError
 from limits.blocks import BLOCKS, Blocks, find_blocks, layers, separable_pairs
 from limits.operations import Op, pair
 from limits.receptive_field import receptive_field_of
-from limits.tracing import Trace, trace_model
+from limits.tracing import Trace, reach_back, trace_model
 
 LAYERS_PER_BLOCK = 3
 MAX_PARAMETERS = 200_000  # exclusive
 MIN_RECEPTIVE_FIELD = 44  # pixels, exclusive
 # What takes height and width away, beside global pooling, in a way that is known not to be an average over all of it.
 OTHER_HEADS = frozenset(
-    "adaptive_avg_pool2d adaptive_max_pool2d amax avg_pool2d cat conv2d flatten getitem linear max max_pool2d mean reshape select "
-    "squeeze sum view".split()
+    str.split(
+        "adaptive_avg_pool2d adaptive_max_pool2d amax avg_pool2d cat conv2d flatten getitem linear max max_pool2d mean reshape "
+        "select squeeze sum view"
+    )
 )
 
 
@@ -50,10 +53,10 @@ def check(
     """
     trace = _trace(model, image_size, num_channels, 1)
     reads = trace.recorder.reads
-    found = _check(trace, blocks)
+    found = _check(trace, model, blocks)
     if not reads or not trace.ops:
         return found
-    other = _check(_trace(model, image_size, num_channels, -1), blocks)  # does it go the same way with another image?
+    other = _check(_trace(model, image_size, num_channels, -1), model, blocks)  # does it go the same way with another image?
     why = f"because the network decides by the values of its images ({reads[0]})"
     return [
         one if one.passed == two.passed else replace(one, value=f"unknown, {why}: {one.value} or {two.value}", passed=None)
@@ -79,10 +82,10 @@ def _trace(model: nn.Module, image_size: tuple[int, int], num_channels: int, sig
         raise InputError(f"the network fails on a {size} image: {_one_line(error)}") from error
 
 
-def _check(trace: Trace, paths: Sequence[str]) -> list[Constraint]:
+def _check(trace: Trace, model: nn.Module, paths: Sequence[str]) -> list[Constraint]:
     blocks = find_blocks(trace, paths)
     found = [
-        _parameters(trace.model),
+        _parameters(trace.model if any(map(is_lazy, model.parameters())) else model),
         _blocks(trace, blocks),
         _global_average_pooling(trace, blocks),
         _depthwise_separable(trace),
@@ -168,22 +171,19 @@ def _receptive_field(trace: Trace) -> Constraint:
     if not trace.ops:
         return Constraint("receptive field", "unknown", limit, None)
     seen = receptive_field_of(trace)
+    opaque = [op for op in reach_back(trace.heads) if op.is_opaque]  # behind a head that is one there may be further maps
     gradient = ("at least " if seen.at_least else "") + _pixels(seen.gradient)
     if seen.arithmetic is None:
-        value = f"by gradient only: {gradient}"
+        value, smaller = f"by gradient only: {gradient}", seen.gradient
     elif seen.arithmetic == seen.gradient:
-        value = _pixels(seen.arithmetic)
+        value, smaller = _pixels(seen.arithmetic), seen.arithmetic
     else:
         value = f"{_pixels(seen.arithmetic)} by arithmetic, {gradient} by gradient"
-    smaller = seen.gradient if seen.arithmetic is None else min(seen.arithmetic, seen.gradient)
+        smaller = seen.arithmetic if seen.at_least else min(seen.arithmetic, seen.gradient)
     passed: bool | None = smaller > MIN_RECEPTIVE_FIELD
-    if seen.at_least and not passed:
-        if seen.arithmetic is not None:
-            passed = seen.arithmetic > MIN_RECEPTIVE_FIELD
-        else:
-            opaque = [op for op in trace.ops if op.is_opaque]
-            why = _unseen(opaque) if opaque else "the network takes no larger images"
-            passed, value = None, f"unknown, because {why}: {value}"
+    if not passed and (opaque or (seen.at_least and seen.arithmetic is None)):
+        why = _unseen(opaque) if opaque else "the network takes no larger images"
+        passed, value = None, f"unknown, because {why}: {value}"
     return Constraint("receptive field", value, limit, passed)
 
 

@@ -8,7 +8,6 @@ stays decided.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limits.operations import ELEMENTWISE, ELEMENTWISE_MODULES, MODULES, Op, describe_call, describe_module, function_name
+from utils import uncompiled
 
 # What makes a number of a tensor's values, by which a network may decide or that it may go on with outside of torch.
-READS = frozenset("bool item float int index complex tolist numpy array equal allclose is_nonzero".split())
+READS = frozenset(
+    ("bool", "item", "float", "int", "index", "complex", "tolist", "numpy", "array", "equal", "allclose", "is_nonzero")
+)
 SIZES = frozenset(("shape", "size", "numel", "nelement"))
 
 
@@ -94,15 +97,17 @@ class Recorder:
         self._op_of: dict[int, Op] = {}  # likewise: the operation that wrote it last
         self._kept: list[Any] = []  # so that no id is given twice
         self._path = ""
+        self._turns: dict[tuple[str, ...], int] = {}
         self._quiet = 0  # above 0 inside of what counts as one operation
 
     def run(self, image: Tensor) -> Op | None:
-        """Run the model on `image`. Returns the operation that gives its result, None where that does not depend on the image.
+        """Run the model on `image`, without gradients.
 
+        Returns the operation that gives its result, None where that does not depend on the image.
         Raises whatever the model raises, TypeError where it returns no tensor.
         """
         self._add("images", "", lambda image: image, (image,), {}, image)
-        with self._wrapped(), _Functions(self), _Dispatched(self), torch.no_grad():
+        with torch.no_grad(), uncompiled(), self._wrapped(), _Functions(self), _Dispatched(self):
             output = self._model(image)
         if not isinstance(output, Tensor):
             output = next(iter(_flat(output, Tensor)), None)
@@ -141,20 +146,17 @@ class Recorder:
         for name, module in self._model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules:  # what the network compiles would run unseen
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
             for module, paths in names.items():
-                if isinstance(module, torch.jit.ScriptModule):
-                    hooks = (
-                        module.register_forward_pre_hook(partial(self._enter_script, paths)),
-                        module.register_forward_hook(partial(self._leave_script, paths), with_kwargs=True),
-                    )
-                    for hook in hooks:
-                        stack.callback(hook.remove)
-                else:
+                if not isinstance(module, torch.jit.ScriptModule):
                     own = vars(module).get("forward")
                     module.forward = partial(self._call, module, module.forward, paths)
                     stack.callback(partial(_restore, module, own))
+            # TorchScript takes no hooks of its own.
+            for hook in (
+                register_module_forward_pre_hook(self._enter_script),
+                register_module_forward_hook(partial(self._leave_script, names), with_kwargs=True),
+            ):
+                stack.callback(hook.remove)
             yield
 
     def _call(self, module: nn.Module, forward: Callable[..., Any], paths: list[str], /, *args: Any, **kwargs: Any) -> Any:
@@ -172,17 +174,20 @@ class Recorder:
             self._add(name, path, forward, args, kwargs, result, options)
         return result
 
-    def _enter_script(self, paths: list[str], module: nn.Module, args: Any) -> None:
-        self._quiet += 1
+    def _enter_script(self, module: nn.Module, args: Any) -> None:
+        self._quiet += isinstance(module, torch.jit.ScriptModule)
 
-    def _leave_script(self, paths: list[str], module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        self._quiet -= 1
-        if not self._quiet:
-            self._add("TorchScript", self._name(paths), module, args, kwargs, result, {})
+    def _leave_script(self, names: dict[nn.Module, list[str]], module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            self._quiet -= 1
+            if not self._quiet:
+                self._add("TorchScript", self._name(names[module]), module, args, kwargs, result, {})
 
     def _name(self, paths: list[str]) -> str:
-        """Which of the names of a module it is called by: the one below the module that calls it."""
-        return next((path for path in paths if self._path and path.startswith(self._path + ".")), paths[0])
+        """Which of the names of a shared module it is called by: one below the module that calls it, the next at each call."""
+        below = tuple(path for path in paths if self._path and path.startswith(self._path + ".")) or tuple(paths)
+        turn = self._turns[below] = self._turns.get(below, -1) + 1
+        return below[min(turn, len(below) - 1)]
 
     def called(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of torch and record it."""

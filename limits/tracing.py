@@ -42,7 +42,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], num_channels: int
 
     `sign` is 1, or -1 for the negative of the same image. Raises whatever `model` raises on such an image.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # (the copy of TorchScript is a computed value with gradients)
         torch.manual_seed(0)
         image = sign * torch.randn(1, num_channels, *image_size)
         traced = copy.deepcopy(model).cpu().float().eval()

@@ -176,7 +176,7 @@ def test_layers_that_start_as_zero_are_seen() -> None:
 
 
 class DataDependent(nn.Module):
-    """Untraceable: decides by the values of the image."""
+    """Decides by the values of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,8 +199,8 @@ class DataDependentAtTheEnd(DataDependent):
 
 
 @pytest.mark.parametrize("network", [DataDependent(), DataDependentAtTheEnd()])
-def test_without_a_graph_the_gradient_answers_alone(network: nn.Module) -> None:
-    assert receptive_field(network) == ReceptiveField(None, 3 + 1 + 4)
+def test_a_network_that_decides_by_values_is_followed(network: nn.Module) -> None:
+    assert receptive_field(network) == ReceptiveField(3 + 1 + 4, 3 + 1 + 4)
 
 
 def test_an_operation_of_unknown_reach_leaves_the_gradient() -> None:
