@@ -110,7 +110,12 @@ def test_names_that_lead_nowhere(spec: str, message: str) -> None:
         load_class(spec)
 
 
-SCRIPT = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--width', type=int{more})\nargs = parser.parse_args()\n"
+SCRIPT = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int{more})
+args = parser.parse_args()
+"""
 
 
 def test_a_script_that_parses_arguments_sees_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

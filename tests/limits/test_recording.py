@@ -16,6 +16,8 @@ from limits.operations import Op
 from limits.receptive_field import ReceptiveField, receptive_field
 from limits.tracing import trace_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+
 
 class Asking(Good):
     """`ask` gets the images and returns them, however it does so."""

@@ -13,6 +13,8 @@ from limits.constraints import check
 from limits.showing import show
 from utils import summary
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+
 
 def total(table: str) -> int:
     return int(re.search(r"^Total params: ([\d,]+)", table, re.MULTILINE)[1].replace(",", ""))
