@@ -29,6 +29,8 @@ SIGNATURES = {
         "sum": "input dim",
         "max": "input dim",
         "amax": "input dim",
+        "softmax": "input dim",
+        "log_softmax": "input dim",
         "getitem": "input index",
     }.items()
 }
@@ -139,10 +141,10 @@ class Op:
         elif self.name in POOLS:
             is_global = self.shape[2:] == (1, 1) and pair(self.options["kernel_size"]) == shape[2:]
         else:
-            is_global = self.name in ADAPTIVE_POOLS and self.shape[2:] == (1, 1)
+            is_global = self.name in (*ADAPTIVE_POOLS, "adaptive_avg_pool1d") and len(shape) > 2 and not self.is_map
         if not is_global or (self.name == "sum" and not any(user.name in QUOTIENTS for user in self.users)):
             return None
-        return "average" if self.name in ("mean", "sum", "adaptive_avg_pool2d", "avg_pool2d") else "max"
+        return "average" if self.name in ("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d") else "max"
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -159,9 +161,9 @@ def describe_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def function_name(function: Any) -> str:
-    """The plain name of a function of torch: `add` for `Tensor.add_`, `data` for the getter of that attribute."""
+    """The plain name of a function of torch: `add` for `Tensor.add_`, `data` for that attribute, `relu` for aten.relu.default."""
     name = getattr(function, "__name__", "")
-    name = (function.__self__.__name__ if name == "__get__" else name).strip("_")
+    name = (function.__self__.__name__ if name == "__get__" else name).partition(".")[0].strip("_")
     return SYNONYMS.get(name, name)
 
 

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from limits.operations import ADAPTIVE_POOLS, ELEMENTWISE, POOLS, SIGNATURES, TRANSPARENT, Op, function_name, pair
 from limits.tracing import Trace, last_feature_map, reach_back, trace_model
 
-CHANNEL_OPS = frozenset(("cat", "chunk", "split", "mean", "amax", "sum"))
+SOFTMAXES = frozenset(("softmax", "log_softmax"))
+CHANNEL_OPS = SOFTMAXES | frozenset(("cat", "chunk", "split", "mean", "amax", "sum"))
 GRADIENT_SIZES = (64, 128, 256, 512)  # pixels; a unit that sees all of the last is taken to see the whole image
 
 
@@ -158,7 +159,7 @@ class _Transparent(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function_name(func)
         options = dict(zip(SIGNATURES.get(name, ["input"]), args, strict=False)) | (kwargs or {})
-        if name in TRANSPARENT:
+        if name in TRANSPARENT or name in SOFTMAXES:  # (these saturate)
             return options["input"]
         if not options.get("return_indices"):
             if name == "adaptive_max_pool2d":

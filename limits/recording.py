@@ -202,7 +202,7 @@ class Recorder:
         if name in SIZES:
             return self._sizes(function, args, kwargs, result)
         raw = getattr(function, "__name__", "")
-        in_place = raw == "__setitem__" or (raw.endswith("_") and not raw.endswith("__"))
+        in_place = bool(args) and (raw == "__setitem__" or (raw.endswith("_") and not raw.endswith("__")))
         written = args[0] if in_place else result
         if _flat(written, Tensor):
             self._add(name, self._path, function, args, kwargs, written, in_place=in_place)

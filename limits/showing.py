@@ -23,7 +23,7 @@ def show(model: nn.Module, num_channels: int, blocks: Sequence[str] = ()) -> int
     except RuntimeError as error:
         print(f"torchinfo has no table for this network: {str(error.__cause__ or error).splitlines()[0]}")
     print(format_table(constraints))
-    if not blocks and constraints[1].passed is False and "outside the blocks" in constraints[1].value:
+    if not blocks and constraints[1].passed is False and "no C1 C2 C3 C4" in constraints[1].value:
         print(
             "If its blocks have other names, say which: --blocks FIRST,SECOND,THIRD,FOURTH or with the output block as the fifth."
         )

@@ -157,6 +157,8 @@ def test_global_averages_of_networks_that_ask() -> None:
     assert verdict(lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
     assert verdict(lambda x: F.avg_pool2d(x, x.size(2)))
     assert verdict(lambda x: nn.AdaptiveAvgPool2d(1)(x))
+    assert verdict(lambda x: nn.AdaptiveAvgPool1d(1)(x.flatten(2)))
+    assert verdict(lambda x: torch.ops.aten.adaptive_avg_pool2d.default(x, [1, 1]))
     assert verdict(lambda x: x.amax((2, 3))) is False
     assert verdict(lambda x: x.sum((2, 3))) is False
     assert verdict(lambda x: x[:, :, 0, 0]) is False
@@ -281,6 +283,20 @@ def test_what_is_written_into_a_tensor_is_followed() -> None:
     network = changed(C4=nn.Sequential(dense(8, 8), Written(), dense(8, 8)))
     assert len(convolutions(network)) == len(convolutions(Good())) + 1
     assert check(network)[5].value == "by gradient only: 114 px"
+
+
+def test_a_network_whose_weights_are_made_at_its_first_image() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.LazyConv2d(8, 3), nn.LazyLinear(10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.conv(x).mean((2, 3)))
+
+    parameters, _, pooling, *_ = check(Lazy())
+    assert parameters.value == f"{3 * 9 * 8 + 8 + 8 * 10 + 10}"
+    assert pooling.passed
 
 
 def test_the_modules_keep_their_forward() -> None:

@@ -9,6 +9,7 @@ import torch
 from networks import Good, changed, dense
 from torch import nn
 
+import main
 from limits.constraints import check
 from limits.showing import show
 from utils import summary
@@ -89,3 +90,9 @@ def test_the_option_is_offered_where_no_blocks_are_found(capsys: pytest.CaptureF
     assert "--blocks FIRST,SECOND,THIRD,FOURTH" in capsys.readouterr().out.splitlines()[-1]
     show(Good(), 3)
     assert "--blocks" not in capsys.readouterr().out
+
+
+def test_the_command_takes_the_names_of_the_blocks(capsys: pytest.CaptureFixture) -> None:
+    assert main.parse(["check", "model:Model", "--blocks", "C1, C2,C3,C4"]).run() == 0
+    assert main.main(["check", "model:Model", "--blocks", "C1,C2,C3,C9"]) == 2
+    assert capsys.readouterr().err.startswith("error: the network has no module 'C9': it has C1, ")
