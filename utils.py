@@ -135,19 +135,44 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """What torch.compile has wrapped runs as it was written: at once, and with all its modules and operations to be seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and the import takes a second
+        yield
+        return
+    import torch
+
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def summary(model: nn.Module, num_channels: int, image_size: tuple[int, int]) -> str:
-    """The torchinfo table of `model` for one image of (num_channels, *image_size), to the depth that shows C1..C4 and O."""
+    """The torchinfo table of `model` for one image of (num_channels, *image_size), to the depth that shows C1..C4 and O.
+
+    Raises RuntimeError where torchinfo fails on it.
+    """
     from torchinfo import summary as torchinfo_summary
 
-    table = torchinfo_summary(
-        model,
-        input_size=(1, num_channels, *image_size),
-        depth=2,
-        verbose=0,
-        row_settings=["var_names"],
-        col_names=["input_size", "output_size", "num_params", "mult_adds"],
-    )
-    return str(table)
+    with uncompiled():
+        table = torchinfo_summary(
+            model,
+            input_size=(1, num_channels, *image_size),
+            depth=2,
+            verbose=0,
+            row_settings=["var_names"],
+            col_names=["input_size", "output_size", "num_params", "mult_adds"],
+        )
+    # torchinfo counts a weight for each module that has it, and some of TorchScript's twice.
+    parameters = list(model.parameters())
+    with_copies = sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
+    table.total_params = count_parameters(model)
+    table.trainable_params = sum(p.numel() for p in parameters if p.requires_grad)
+    table.total_param_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    text = re.sub(r"\(Units\.([A-Z])[A-Z]*\)", r"(\1)", str(table))  # it prints the name of its constant for the unit
+    if with_copies > table.total_params:
+        text = re.sub(r"^(Total params: .*)$", r"\1 (what modules share counts once)", text, flags=re.MULTILINE)
+    return text
 
 
 def count_mult_adds(model: nn.Module, num_channels: int, image_size: tuple[int, int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import tyro
@@ -13,13 +14,15 @@ from utils import summary
 if TYPE_CHECKING:
     from torch import nn
 
+FAILS, UNKNOWN = 1, 3  # exit statuses
+
 
 @dataclasses.dataclass
 class Summary:
-    """The torchinfo table of a preset's network, and the table of its constraints."""
+    """Print the torchinfo table of a preset's network and the table of its constraints."""
 
     preset: str = "sprint"
-    """Whose network."""
+    """Preset of the network."""
     channels: int = 3
     """Channels of the images."""
     classes: int = 10
@@ -36,25 +39,42 @@ class Summary:
 
 @dataclasses.dataclass
 class Check:
-    """The same tables for anybody's network; exit status 1 if it fails any constraint. The class's code is run."""
+    """Print the same tables for anybody's network. The class's code is run.
+
+    Exit status: 0 every constraint is met, 1 any fails, 3 none fails but not all can be known, 2 bad input.
+    """
 
     network: tyro.conf.Positional[str]
-    """FILE.py:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
+    """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
+    blocks: str = ""
+    """The blocks' modules if they are neither named C1, C2, C3, C4, O nor found: layer1,layer2,layer3,layer4, or five names with
+    the output block."""
 
     def run(self) -> int:
-        from limits.constraints import load_network
+        from limits.loading import load_network
 
-        return show(load_network(self.network), 3)
+        return show(load_network(self.network), 3, [name.strip() for name in self.blocks.split(",")] if self.blocks else ())
 
 
-def show(model: nn.Module, num_channels: int) -> int:
-    """Print the summary and the constraints; 1 if any fails, else 0."""
+def show(model: nn.Module, num_channels: int, blocks: Sequence[str] = ()) -> int:
+    """Print the torchinfo table and the constraints for 32x32 images; `blocks` as for `check`.
+
+    Returns 0 where all pass, 1 where any fails, 3 where none fails but not all are known. Raises InputError as `check` does.
+    """
     from limits.constraints import check, format_table
 
-    print(summary(model, num_channels, (32, 32)))
-    constraints = check(model, num_channels=num_channels)
+    constraints = check(model, num_channels=num_channels, blocks=blocks)
+    try:
+        print(summary(model, num_channels, (32, 32)))
+    except RuntimeError as error:
+        print(f"torchinfo has no table for this network: {str(error.__cause__ or error).splitlines()[0]}")
     print(format_table(constraints))
-    return 0 if all(constraint.passed for constraint in constraints) else 1
+    if not blocks and constraints[1].passed is False and "no C1 C2 C3 C4" in constraints[1].value:
+        print(
+            "If its blocks have other names, pass --blocks FIRST,SECOND,THIRD,FOURTH, and optionally a fifth, the output block."
+        )
+    verdicts = {constraint.passed for constraint in constraints}
+    return FAILS if False in verdicts else UNKNOWN if None in verdicts else 0
 
 
 COMMANDS = {"summary": Summary, "check": Check}

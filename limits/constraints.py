@@ -1,33 +1,34 @@
 """What an assignment demands of a network, computed from the network itself: any `nn.Module`, not only this project's.
 
-Where torch.fx cannot trace a network, the order in which its modules are called stands for the graph; what it does outside
-of modules is then not seen, and the receptive field is known by gradient only.
+The network is run once on an image of noise, and what it does is recorded (recording.py). What the record does not show is not held
+against the network: that demand is then unknown.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from config import InputError
-from limits.receptive_field import receptive_field
-from limits.tracing import ELEMENTWISE, Op, Trace, pair, reach_back, trace_model
+from limits.blocks import BLOCKS, Blocks, find_blocks, layers, separable_pairs
+from limits.operations import Op, pair
+from limits.receptive_field import receptive_field_of
+from limits.tracing import Trace, reach_back, trace_model
 
-BLOCKS = ("C1", "C2", "C3", "C4", "O")
 LAYERS_PER_BLOCK = 3
 MAX_PARAMETERS = 200_000  # exclusive
 MIN_RECEPTIVE_FIELD = 44  # pixels, exclusive
+# What takes height and width away, beside global pooling, in a way that is known not to be an average over all of it.
+OTHER_HEADS = frozenset(
+    str.split(
+        "adaptive_avg_pool2d adaptive_max_pool2d amax avg_pool2d cat conv2d flatten getitem linear max max_pool2d mean reshape "
+        "select squeeze sum view"
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -37,38 +38,65 @@ class Constraint:
     name: str
     value: str
     limit: str
-    passed: bool
+    passed: bool | None
+    """None where it cannot be known; `value` then says why."""
 
 
-def check(model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels: int = 3) -> list[Constraint]:
+def check(
+    model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels: int = 3, blocks: Sequence[str] = ()
+) -> list[Constraint]:
     """Every constraint on a network that takes (N, num_channels, *image_size) float32 images and returns (N, classes).
 
-    `model` is left as it is, and so is the random state. Raises InputError where it fails on such an image.
+    `blocks` are the dotted paths of its four blocks, and of the output block where that is one module; without them they are
+    found. `model` is left as it is, and so is the random state. Raises InputError where it fails on such an image, or where it has
+    no such blocks.
     """
-    try:
-        trace = trace_model(model, image_size, num_channels)
-    except Exception as error:
-        raise InputError(
-            f"the network fails on a {num_channels}x{image_size[0]}x{image_size[1]} image: {_one_line(error)}"
-        ) from error
+    trace = _trace(model, image_size, num_channels, 1)
+    reads = trace.recorder.reads
+    found = _check(trace, model, blocks)
+    if not reads or not trace.ops:
+        return found
+    other = _check(_trace(model, image_size, num_channels, -1), model, blocks)  # does it go the same way with another image?
+    why = f"because the network decides by the values of its images ({reads[0]})"
     return [
-        _parameters(model),
-        _blocks(trace),
-        _global_average_pooling(trace),
-        _depthwise_separable(trace),
-        _dilated(trace),
-        _receptive_field(model, image_size, num_channels),
+        one if one.passed == two.passed else replace(one, value=f"unknown, {why}: {one.value} or {two.value}", passed=None)
+        for one, two in zip(found, other, strict=True)
     ]
 
 
 def format_table(constraints: list[Constraint]) -> str:
-    """The constraints as aligned plain text: name, value, limit, pass or FAIL."""
+    """The constraints as aligned plain text: name, value, limit, pass, FAIL or unknown."""
     rows = [
         ("constraint", "value", "limit", ""),
-        *((c.name, c.value, c.limit, "pass" if c.passed else "FAIL") for c in constraints),
+        *((c.name, c.value, c.limit, {True: "pass", False: "FAIL", None: "unknown"}[c.passed]) for c in constraints),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _trace(model: nn.Module, image_size: tuple[int, int], num_channels: int, sign: int) -> Trace:
+    try:
+        return trace_model(model, image_size, num_channels, sign)
+    except Exception as error:
+        size = f"{num_channels}x{image_size[0]}x{image_size[1]}"
+        raise InputError(f"the network fails on a {size} image: {_one_line(error)}") from error
+
+
+def _check(trace: Trace, model: nn.Module, paths: Sequence[str]) -> list[Constraint]:
+    blocks = find_blocks(trace, paths)
+    found = [
+        _parameters(trace.model if any(map(is_lazy, model.parameters())) else model),
+        _blocks(trace, blocks),
+        _global_average_pooling(trace, blocks),
+        _depthwise_separable(trace),
+        _dilated(trace),
+        _receptive_field(trace),
+    ]
+    if trace.ops:
+        return found
+    reads = trace.recorder.reads
+    why = "its result does not come from the image by operations of torch" + (f" ({reads[0]})" if reads else "")
+    return [found[0], *(replace(one, value=f"unknown, because {why}", passed=None) for one in found[1:])]
 
 
 def _parameters(model: nn.Module) -> Constraint:
@@ -78,84 +106,44 @@ def _parameters(model: nn.Module) -> Constraint:
     return Constraint("parameters", value, f"< {MAX_PARAMETERS:,}", trainable < MAX_PARAMETERS)
 
 
-def _blocks(trace: Trace) -> Constraint:
-    order = list(dict.fromkeys(block for op in trace.ops if (block := _block(op))))
-    layers = _layers(trace)
-    counts = [sum(_block(layer) == block for layer in layers) for block in BLOCKS[:-1]]
-    outside = sum(_block(layer) is None for layer in layers)
+def _blocks(trace: Trace, blocks: Blocks) -> Constraint:
+    counted = [blocks.of.get(layer) for layer in layers(trace, blocks)]
+    opaque = [op for op in trace.ops if op.is_opaque and blocks.of.get(op) != "O"]
+    unseen = {blocks.of.get(op) for op in opaque}
+    order = list(dict.fromkeys(blocks.of[op] for op in trace.ops if op in blocks.of))
     missing = [block for block in BLOCKS if block not in order]
     problems = ["no " + " ".join(missing)] if missing else []
     if not problems and order != list(BLOCKS):
         problems.append("in the order " + " ".join(order))
+    outside = counted.count(None)
     if outside:
         problems.append(f"{outside} outside the blocks")
-    value = ", ".join([" ".join(map(str, counts)) + ("" if trace.is_graph else " by order of calls"), *problems])
-    passed = not problems and all(count == LAYERS_PER_BLOCK for count in counts)
+    counts = [("?" if block in unseen else str(counted.count(block))) for block in BLOCKS[:-1]]
+    value = ", ".join([" ".join(counts) + blocks.said, *problems])
+    passed: bool | None = not problems and set(counts) <= {str(LAYERS_PER_BLOCK), "?"}
+    # An opaque module outside of the blocks may hold the missing ones; one in a block holds that block's layers alone.
+    if opaque and (passed or None in unseen):
+        passed, value = None, f"unknown, because {_unseen(opaque)}: {value}"
     return Constraint(" ".join(BLOCKS), value, f"{LAYERS_PER_BLOCK} layers each, then O", passed)
 
 
-def _block(op: Op) -> str | None:
-    """The block that an operation belongs to: the outermost module on its path with the name of one."""
-    return next((name for name in op.path.split(".") if name in BLOCKS), None)
-
-
-def _layers(trace: Trace) -> list[Op]:
-    """The convolutions that count as layers.
-
-    Not the 1x1 half of a depthwise-separable pair in one block, nor a 1x1 shortcut projection, nor a 1x1 convolution of a
-    pooled vector, which is a linear layer (the gate of squeeze-and-excitation).
-    """
-    halves = {pointwise for depthwise, pointwise in _separable_pairs(trace) if _block(depthwise) == _block(pointwise)}
-    layers = [op for op in trace.ops if op.is_conv and op not in halves and not (op.is_pointwise and not op.inputs[0].is_map)]
-    for layer in list(layers):
-        if _is_shortcut(layer, layers):
-            layers.remove(layer)
-    return layers
-
-
-def _separable_pairs(trace: Trace) -> list[tuple[Op, Op]]:
-    """Each depthwise convolution with the 1x1 convolution that follows it, with nothing but elementwise between them."""
-    pairs: dict[Op, Op] = {}  # by the pointwise one
-    for depthwise in (op for op in trace.ops if op.is_depthwise):
-        for pointwise in _reach_forward(depthwise, lambda op: op.name in ELEMENTWISE):
-            if pointwise.is_pointwise:
-                pairs[pointwise] = depthwise
-                break
-    return [(depthwise, pointwise) for pointwise, depthwise in pairs.items()]
-
-
-def _is_shortcut(conv: Op, layers: list[Op]) -> bool:
-    """Whether a 1x1 convolution is alone on its way from a fork to a sum, and the other way between them has a layer."""
-    if not conv.is_pointwise:
-        return False
-    before = reach_back(conv.inputs, lambda op: not op.is_conv)
-    after = _reach_forward(conv, lambda op: not op.is_conv and op.name not in ("add", "iadd"))
-    for total in (op for op in after if op.name in ("add", "iadd")):
-        others = [source for source in total.inputs if source is not conv and source not in after]
-        between = reach_back(others, lambda op: op is not conv and op not in before)
-        if between & before and any(op in layers for op in between - before):
-            return True
-    return False
-
-
-def _reach_forward(start: Op, go_on: Callable[[Op], bool]) -> list[Op]:
-    """What uses `start`'s result, nearest first, not looking beyond an operation for which `go_on` is false."""
-    found = list(dict.fromkeys(start.users))
-    for op in found:
-        if go_on(op):
-            found.extend(user for user in dict.fromkeys(op.users) if user not in found)
-    return found
-
-
-def _global_average_pooling(trace: Trace) -> Constraint:
+def _global_average_pooling(trace: Trace, blocks: Blocks) -> Constraint:
     value = ", ".join(f"{op.name} in {op.path or 'forward'}" for op in trace.heads) or "none"
-    passed = bool(trace.heads) and all(op.global_pooling == "average" and _block(op) == "O" for op in trace.heads)
-    return Constraint("GAP", value, "global average in O", passed)
+    passed: bool | None = bool(trace.heads) and all(
+        op.global_pooling == "average" and blocks.of.get(op) not in BLOCKS[:-1] for op in trace.heads
+    )
+    strange = [op for op in trace.heads if not op.global_pooling and op.name not in OTHER_HEADS and not op.is_map]
+    opaque = [op for op in trace.ops if op.is_opaque and (op in trace.heads or not trace.heads)]
+    if opaque:
+        passed, value = None, f"unknown, because {_unseen(opaque)}"
+    elif strange and all(op in strange or op.global_pooling == "average" for op in trace.heads):
+        passed, value = None, f"unknown, because it cannot be told whether this is an average: {value}"
+    return Constraint("GAP", value, "global average after C4", passed)
 
 
 def _depthwise_separable(trace: Trace) -> Constraint:
-    count = len(_separable_pairs(trace))
-    return Constraint("depthwise separable", f"{count} depthwise + 1x1", ">= 1", count > 0)
+    count = len(separable_pairs(trace))
+    return _at_least_one(trace, "depthwise separable", f"{count} depthwise + 1x1", count)
 
 
 def _dilated(trace: Trace) -> Constraint:
@@ -168,116 +156,45 @@ def _dilated(trace: Trace) -> Constraint:
         )
     ]
     value = f"{len(dilations)} dilated" + (f" by {max(dilations)}" if dilations else "")
-    return Constraint("dilated", value, ">= 1", bool(dilations))
+    return _at_least_one(trace, "dilated", value, len(dilations))
 
 
-def _receptive_field(model: nn.Module, image_size: tuple[int, int], num_channels: int) -> Constraint:
-    seen = receptive_field(model, image_size, num_channels)
+def _at_least_one(trace: Trace, name: str, value: str, count: int) -> Constraint:
+    opaque = [op for op in trace.ops if op.is_opaque]
+    if opaque and not count:
+        return Constraint(name, f"unknown, because {_unseen(opaque)}", ">= 1", None)
+    return Constraint(name, value, ">= 1", count > 0)
+
+
+def _receptive_field(trace: Trace) -> Constraint:
+    limit = f"> {MIN_RECEPTIVE_FIELD} px"
+    if not trace.ops:
+        return Constraint("receptive field", "unknown", limit, None)
+    seen = receptive_field_of(trace)
+    opaque = [op for op in reach_back(trace.heads) if op.is_opaque]  # behind a head that is one there may be further maps
+    gradient = ("at least " if seen.at_least else "") + _pixels(seen.gradient)
     if seen.arithmetic is None:
-        value = f"by gradient only: {_pixels(seen.gradient)}"
+        value, smaller = f"by gradient only: {gradient}", seen.gradient
     elif seen.arithmetic == seen.gradient:
-        value = _pixels(seen.arithmetic)
+        value, smaller = _pixels(seen.arithmetic), seen.arithmetic
     else:
-        value = f"{_pixels(seen.arithmetic)} by arithmetic, {_pixels(seen.gradient)} by gradient"
-    smaller = seen.gradient if seen.arithmetic is None else min(seen.arithmetic, seen.gradient)
-    return Constraint("receptive field", value, f"> {MIN_RECEPTIVE_FIELD} px", smaller > MIN_RECEPTIVE_FIELD)
+        value = f"{_pixels(seen.arithmetic)} by arithmetic, {gradient} by gradient"
+        smaller = seen.arithmetic if seen.at_least else min(seen.arithmetic, seen.gradient)
+    passed: bool | None = smaller > MIN_RECEPTIVE_FIELD
+    if not passed and (opaque or (seen.at_least and seen.arithmetic is None)):
+        why = _unseen(opaque) if opaque else "the network takes no larger images"
+        passed, value = None, f"unknown, because {why}: {value}"
+    return Constraint("receptive field", value, limit, passed)
+
+
+def _unseen(opaque: Sequence[Op]) -> str:
+    places = list(dict.fromkeys(f"{op.name} in {op.path or 'forward'}" for op in opaque))
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f"{places[0]}{more} cannot be looked into"
 
 
 def _pixels(extent: float) -> str:
     return "whole image" if math.isinf(extent) else f"{extent:.0f} px"
-
-
-def load_class(spec: str) -> type[nn.Module]:
-    """The class that `path/to/file.py:Class` or `package.module:Class` names. Runs the file's top level.
-
-    Raises InputError where there is no such file, module or class, it cannot be imported, or is not an nn.Module.
-    """
-    location, _, name = spec.rpartition(":")
-    if not location or not name:
-        raise InputError(f"'{spec}' names no class: write path/to/file.py:Class or package.module:Class")
-    path = Path(location)
-    is_file = path.suffix == ".py" or path.exists()
-    if is_file and not path.is_file():
-        raise InputError(f"there is no file '{location}'")
-    try:
-        with _importing_from(path.resolve().parent if is_file else Path.cwd()):
-            module = _import_file(path) if is_file else importlib.import_module(location)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"cannot import '{location}': {_one_line(error)}") from error
-    found = getattr(module, name, None)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        classes = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
-        ]
-        problem = f"'{name}' in '{location}' is not an nn.Module" if found else f"there is no '{name}' in '{location}'"
-        raise InputError(f"{problem}; its networks: {', '.join(classes) or 'none'}")
-    return found
-
-
-def load_network(spec: str, num_channels: int = 3, num_classes: int = 10) -> nn.Module:
-    """A network of the class that `spec` names (see `load_class`).
-
-    Built with num_channels=.., num_classes=.., or the two by position, or no arguments, whichever the class takes. Raises
-    InputError where none of them gives a network from (2, num_channels, 32, 32) images to (2, num_classes) logits.
-    """
-    network = load_class(spec)
-    name, shape = network.__name__, (2, num_channels, 32, 32)
-    problem = f"'{name}' takes neither (num_channels, num_classes) nor no arguments"
-    for args, kwargs in (
-        ((), {"num_channels": num_channels, "num_classes": num_classes}),
-        ((num_channels, num_classes), {}),
-        ((), {}),
-    ):
-        try:
-            inspect.signature(network).bind(*args, **kwargs)
-        except TypeError:
-            continue
-        try:
-            model = network(*args, **kwargs)
-        except Exception as error:
-            problem = f"'{name}' cannot be built: {_one_line(error)}"
-            continue
-        training = model.training
-        try:
-            with torch.no_grad():
-                logits = model.eval()(torch.zeros(shape))
-        except Exception as error:
-            problem = f"'{name}' fails on images of shape {shape}: {_one_line(error)}"
-            continue
-        if isinstance(logits, Tensor) and logits.shape == (2, num_classes):
-            return model.train(training)
-        result = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        problem = f"'{name}' makes {result} of images of shape {shape}, not logits of shape (2, {num_classes})"
-    raise InputError(problem)
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Imports look into `folder` first, also for names like `model` and `results` that this project has modules of."""
-    ours = Path(__file__).resolve().parent.parent
-    shadowed = {path.stem for path in folder.iterdir() if folder != ours and (path.suffix == ".py" or path.is_dir())}
-    shadowed &= {path.stem for path in ours.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in shadowed}
-    for name in hidden:
-        del sys.modules[name]
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name.partition(".")[0] in shadowed]:
-            del sys.modules[name]
-        sys.modules.update(hidden)
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look the module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,27 +13,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from limits.tracing import (
-    ADAPTIVE_POOLS,
-    ELEMENTWISE,
-    POOLS,
-    SIGNATURES,
-    TRANSPARENT,
-    Op,
-    Trace,
-    last_feature_map,
-    pair,
-    trace_model,
-)
+from limits.operations import ADAPTIVE_POOLS, ELEMENTWISE, POOLS, SIGNATURES, TRANSPARENT, Op, function_name, pair
+from limits.tracing import Trace, last_feature_map, reach_back, trace_model
 
-CHANNEL_OPS = frozenset(("cat", "chunk", "split", "mean", "amax", "sum"))
+SOFTMAXES = frozenset(("softmax", "log_softmax"))
+CHANNEL_OPS = SOFTMAXES | frozenset(("cat", "chunk", "split", "mean", "amax", "sum"))
 GRADIENT_SIZES = (64, 128, 256, 512)  # pixels; a unit that sees all of the last is taken to see the whole image
 
 
@@ -42,24 +34,28 @@ class ReceptiveField:
     """Pixels on a side that a unit of the last feature map sees: the smaller of height and width, math.inf for all."""
 
     arithmetic: float | None
-    """None where the network cannot be traced, or has an operation whose reach is not known."""
+    """None where the network has an operation whose reach is not known."""
     gradient: float
+    at_least: bool = False
+    """Whether `gradient` is but a lower bound: no image was large enough for it, or there is code that cannot be looked into."""
 
 
 def receptive_field(model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels: int = 3) -> ReceptiveField:
     """The receptive field of one central unit of the last feature map before global pooling, over all paths.
 
     `model` takes (N, num_channels, *image_size) float32 images and is left as it is, and so is the random state.
-    The gradient's answer for a network that cannot take larger images than `image_size` is at most that size.
     """
-    trace = trace_model(model, image_size, num_channels)
+    return receptive_field_of(trace_model(model, image_size, num_channels))
+
+
+def receptive_field_of(trace: Trace) -> ReceptiveField:
+    """The same from a trace that is not empty. The parameters of its model are changed."""
     unit = last_feature_map(trace)
-    arithmetic = _by_arithmetic(trace, unit) if trace.is_graph else None
-    feature_map = _cut(trace.model, unit) if trace.is_graph else _hooked(trace, unit)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _randomise(trace.model)
-        return ReceptiveField(arithmetic, _by_gradient(feature_map, image_size, num_channels))
+        gradient, at_least = _by_gradient(partial(trace.recorder.repeat, until=unit), trace.ops[0].shape)
+    return ReceptiveField(_by_arithmetic(trace, unit), gradient, at_least or any(op.is_opaque for op in reach_back([unit])))
 
 
 class _UnknownReach(Exception):
@@ -161,9 +157,9 @@ class _Transparent(TorchFunctionMode):
     """Lets every gradient through: activations become the identity, and a maximum the mean of the same pixels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "").rstrip("_")
+        name = function_name(func)
         options = dict(zip(SIGNATURES.get(name, ["input"]), args, strict=False)) | (kwargs or {})
-        if name in TRANSPARENT:
+        if name in TRANSPARENT or name in SOFTMAXES:  # (these saturate)
             return options["input"]
         if not options.get("return_indices"):
             if name == "adaptive_max_pool2d":
@@ -179,38 +175,6 @@ class _Transparent(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _cut(model: fx.GraphModule, unit: Op) -> Callable[[Tensor], Tensor]:
-    """The part of `model` from the images to `unit`, to which it is reduced."""
-    model.graph.erase_node(next(reversed(model.graph.nodes)))
-    model.graph.output(unit.node)
-    model.graph.eliminate_dead_code()
-    model.recompile()
-    return model
-
-
-def _hooked(trace: Trace, unit: Op) -> Callable[[Tensor], Tensor]:
-    """The same without a graph: what global pooling is given, or else `O`, or else what the last module returns."""
-    modules = dict(trace.model.named_modules())
-    pooling = [modules[head.path] for head in trace.heads if head.global_pooling]
-    receivers = pooling or [modules[name] for name in ("O",) if name in modules]
-
-    def feature_map(images: Tensor) -> Tensor:
-        given: list[Tensor] = []
-        hooks = [module.register_forward_pre_hook(lambda module, args: given.append(args[0])) for module in receivers]
-        hooks.append(modules[unit.path].register_forward_hook(lambda module, args, result: given.insert(0, result)))
-        try:
-            trace.model(images)
-        except Exception:  # what comes after the feature map may be made for one image size
-            if not given:
-                raise
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [tensor for tensor in (images, *given) if tensor.dim() == 4][-1]
-
-    return feature_map
-
-
 def _randomise(model: nn.Module) -> None:
     """Gives `model` positive parameters: gradients neither vanish (residual layers that start at zero) nor cancel."""
     for parameter in model.parameters():
@@ -219,25 +183,24 @@ def _randomise(model: nn.Module) -> None:
             parameter /= parameter[0].numel() / math.sqrt(math.prod(parameter.shape[2:]))
 
 
-def _by_gradient(feature_map: Callable[[Tensor], Tensor], image_size: tuple[int, int], num_channels: int) -> float:
-    """Pixels on a side with a gradient, in the first image that has room around them."""
+def _by_gradient(feature_map: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> tuple[float, bool]:
+    """Pixels on a side with a gradient, in the first image that has room around them, and whether there was none with room."""
     extent = 0
-    for size in (image_size, *((size, size) for size in GRADIENT_SIZES if size > max(image_size))):
+    num_channels, *image_size = shape[1:]
+    for size in (tuple(image_size), *((size, size) for size in GRADIENT_SIZES if size > max(image_size))):
         images = torch.rand(1, num_channels, *size, requires_grad=True)
         try:
             with _Transparent():
                 features = feature_map(images.clone())
-        except Exception:
-            if size == image_size:
-                raise
-            return extent  # the network is for one image size
+        except RuntimeError:  # the network is for one image size
+            return extent, True
         unit = features[:, :, features.shape[2] // 2, features.shape[3] // 2].sum()
         (gradient,) = torch.autograd.grad(unit, images) if unit.requires_grad else (torch.zeros_like(images),)
         seen = gradient[0].ne(0).any(0).nonzero()
         if not len(seen):
-            return 0
+            return 0, False
         low, high = seen.amin(0), seen.amax(0)
         extent = int((high - low).min()) + 1
         if low.min() > 0 and all(end < length - 1 for end, length in zip(high.tolist(), size, strict=True)):
-            return extent
-    return math.inf
+            return extent, False
+    return math.inf, False

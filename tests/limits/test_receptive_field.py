@@ -112,6 +112,11 @@ class SpaceToDepth(nn.Module):
         return torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], 1)
 
 
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+
 NETWORKS = {
     "one 3x3": (stem(3), 3),
     "1x1": (stem(1), 1),
@@ -147,6 +152,8 @@ NETWORKS = {
     "pixel shuffle": (nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.PixelShuffle(2), conv(3, padding=1)), 8),
     "gate by linear layers": (nn.Sequential(stem(3), Gate()), math.inf),
     "gate by convolutions": (nn.Sequential(stem(3), ConvGate(), conv(3)), math.inf),
+    "softmax over the channels": (nn.Sequential(*(stem(3) if i == 0 else conv(3) for i in range(6)), nn.Softmax(1)), 13),
+    "signs": (nn.Sequential(stem(3), Sign(), conv(3)), 5),
     "group normalisation": (nn.Sequential(stem(3), nn.GroupNorm(2, 8), nn.Hardtanh(), conv(3)), 5),
 }
 
@@ -176,7 +183,7 @@ def test_layers_that_start_as_zero_are_seen() -> None:
 
 
 class DataDependent(nn.Module):
-    """Untraceable: decides by the values of the image."""
+    """Decides by the values of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,8 +206,8 @@ class DataDependentAtTheEnd(DataDependent):
 
 
 @pytest.mark.parametrize("network", [DataDependent(), DataDependentAtTheEnd()])
-def test_without_a_graph_the_gradient_answers_alone(network: nn.Module) -> None:
-    assert receptive_field(network) == ReceptiveField(None, 3 + 1 + 4)
+def test_a_network_that_decides_by_values_is_followed(network: nn.Module) -> None:
+    assert receptive_field(network) == ReceptiveField(3 + 1 + 4, 3 + 1 + 4)
 
 
 def test_an_operation_of_unknown_reach_leaves_the_gradient() -> None:
