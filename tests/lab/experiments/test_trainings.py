@@ -93,7 +93,7 @@ def test_kept_weights_are_the_trained_network(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
-    """It comes in the middle of the third of six trainings."""
+    """It comes in the middle of the third of six trainings; the same command with one seed then makes the third, and the page."""
     step, steps = Trainer._train_step, []
 
     def interrupt(self: Trainer, *arguments: object) -> None:
@@ -103,15 +103,17 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
         step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_train_step", interrupt)
-    options = ("--activations", "relu", "tanh", "--steps", 8, "--per-class", 8, "--out", tmp_path)
-    assert run_lab("activations", "--quick", "--seeds", 3, *options) == 130
+    names = ("relu", "sigmoid", "elu")
+    options = ("--activations", *names, "--classes", 0, 1, "--steps", 8, "--per-class", 8, "--out", tmp_path)
+    assert run_lab("activations", "--quick", "--seeds", 2, *options) == 130
     kept = f"2 of 6 trainings are done and kept in {tmp_path / 'parts'}: the same command goes on with the others"
     assert capsys.readouterr().err.splitlines()[-1] == f"interrupted: {kept}"
     assert len(list(tmp_path.glob("parts/*.json"))) == 2
     assert len(steps) < 3 * 8  # the third did not go on
     assert not list(tmp_path.glob("*.html"))
     steps.clear()
-    assert run_lab("activations", "--quick", "--seeds", 2, *options) == 0
-    assert "2 of 4 trainings are already in" in capsys.readouterr().out
-    assert steps == [1] * 2 * 8
-    assert (tmp_path / "activations.html").exists()
+    assert run_lab("activations", "--quick", "--seeds", 1, *options) == 0
+    assert "2 of 3 trainings are already in" in capsys.readouterr().out
+    assert steps == [0] * 8
+    page = (tmp_path / "activations.html").read_text()
+    assert all(f'<th scope="row">{name}</th>' in page for name in names)
