@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,8 +151,8 @@ class _Sampler:
         self.rank, processes = shard
         if batch_size > count:
             raise InputError(
-                f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
-                "held-out ones; choose a smaller batch_size"
+                f"a batch of {batch_size} is larger than the data: only {count} training images are left beside the "
+                "validation images; choose a smaller batch_size"
             )
         if batch_size % (images_per_draw * processes):
             raise InputError(
@@ -226,6 +226,7 @@ class AugmentedBatches:
         workers: int,
         device: torch.device,
         shard: tuple[int, int] = (0, 1),
+        parts: Collection[str] = ("flip", "shift_scale_rotate", "dropout"),
     ) -> None:
         from transform import BatchAugmentation
 
@@ -234,7 +235,7 @@ class AugmentedBatches:
         sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
         self.steps_per_epoch = sampler.steps_per_epoch
         self.mean, self.std, self.workers, self.device = mean, std, workers, device
-        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw), images_per_draw)
+        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw, parts), images_per_draw)
 
     def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
