@@ -31,6 +31,11 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+def file_name(dataset_name: str) -> str:
+    """The name of a data set as a part of file names."""
+    return Path(dataset_name).stem if ":" in dataset_name else dataset_name
+
+
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -63,7 +68,7 @@ class ImageDataset:
     @property
     def file_name(self) -> str:
         """The name as a part of file names: that of the folder or file for a set of the user's own."""
-        return Path(self.name).stem if ":" in self.name else self.name
+        return file_name(self.name)
 
     def content(self) -> dict[str, Any]:
         """What tells this data from others, wherever they lie: images of each split, hashes of all labels and of all pixels."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from config import InputError, TrainConfig
 from images import data
 from images.data import ImageDataset, Split, stratified_split
-from images.own_images import load_folder
+from images.own_images import find_splits, load_folder
 from lab.experiment import Images, Outcome, Part, class_labels, compare, percent, run_parts, select, sizes_that_fit, take_images
 from lab.figures import points_with_spread
 from lab.models import Transferred
@@ -69,7 +69,7 @@ def load_target(options: Transfer) -> tuple[ImageDataset, list[str], Callable[[i
         if options.image_size < 28:
             raise InputError(f"--image-size is {options.image_size}: it must be 28 or more")
         target = load_folder(Path(path), options.image_size, skip_unreadable=True)
-        split = partial(resplit, target) if not (Path(path) / "train").is_dir() else lambda seed: target
+        split = partial(resplit, target) if not find_splits(Path(path)) else lambda seed: target
     else:
         target = data.load(options.target, options.data_dir)
         split = lambda seed: target  # noqa: E731

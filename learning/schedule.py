@@ -9,7 +9,7 @@ from config import InputError, TrainConfig
 
 
 def cycle_ends(config: TrainConfig, steps_per_epoch: int) -> list[int]:
-    """The step at which each OneCycle of `config` ends: the first spans the budget, each other twice the steps of the one before."""
+    """The step at which each OneCycle of `config` ends: the first spans the budget, the others twice the steps of the last."""
     budget = config.steps or max(1, round(config.epochs * steps_per_epoch))
     return [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from config import InputError
 from images import data, drawings
-from images.own_images import IMAGE_ENDINGS
+from images.files import IMAGE_ENDINGS, printable, say_left_out, walk_images
 from learning.inference import TrainedNetwork
 from utils import write_atomically
 
@@ -155,19 +155,10 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
     found, faults = [], []
     for path in named:
         if os.path.isdir(path):
-            images, others = [], []
-            for folder, folders, files in os.walk(
-                path, onerror=lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
-            ):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(name for name in files if not name.startswith(".")):
-                    (images if name.lower().endswith(IMAGE_ENDINGS) else others).append(Path(folder, name))
-            if others:
-                print(
-                    f"note: {len(others):,} file{'s' * (len(others) > 1)} in {printable(path)} left out, without the ending "
-                    f"of an image, as {printable(others[0])}",
-                    file=sys.stderr,
-                )
+            images, others = walk_images(
+                path, lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
+            )
+            say_left_out(path, others)
             if not images:
                 faults.append(f"{printable(path)} holds no image: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
             found += images
@@ -176,11 +167,6 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
         else:
             faults.append(f"there is no file or folder {printable(path)}")
     return found, faults
-
-
-def printable(path: Path | str) -> str:
-    """`path` for one line of output: what is no printable character is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
 class Table:

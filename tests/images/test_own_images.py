@@ -11,7 +11,7 @@ from PIL import Image
 from config import InputError
 from conftest import RNG, random_split
 from images import data
-from images.own_images import read_image
+from images.files import read_image
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
