@@ -36,10 +36,8 @@ def parse(arguments: list[str]) -> Any:
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "main.py lab", lab.commands.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
-    flags = [text for argument in arguments for text in argument.split("=", 1)]
-    return parse_one_of(
-        COMMANDS, arguments, "main.py", __doc__, {"train": train_defaults(flags if arguments[0] == "train" else [])}
-    )
+    train = {"train": train_defaults(arguments)} if arguments[0] == "train" else {}
+    return parse_one_of(COMMANDS, arguments, "main.py", __doc__, train)
 
 
 def parse_one_of(

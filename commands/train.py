@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -70,6 +70,7 @@ class Train:
 
         from images import data
         from learning import distributed
+        from learning.checkpoint import BUDGET
         from learning.fitting import FITTED, fit_to_data, say_missing_classes
         from training import Trainer
         from utils import load_checkpoint
@@ -78,34 +79,28 @@ class Train:
             raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
         name = data.resolve_auto(self.dataset, self.data_dir)
         out = self.out or ROOT / "runs" / f"{self.preset}-{data.file_name(name)}"
-        path = out / "checkpoint.pt"
-        kept = load_checkpoint(path) if self.resume and path.exists() else None
-        side, order = self.config.image_size, ()
-        if kept and "image_size" not in self.given:
-            side = kept["card"]["image_size"][0]
-        if kept:
-            order = kept["card"]["classes"]
+        kept = load_checkpoint(out / "checkpoint.pt") if self.resume and (out / "checkpoint.pt").exists() else None
         start = load_start(self.init) if self.init and not kept else None
-        if start and "image_size" not in self.given:
-            side = start.card["image_size"][0]
+        before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
+        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
         with distributed.main_first():
-            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, order)
-        config = self.config
-        if start or (kept and "init" in kept["card"]):
-            config = dataclasses.replace(config, whiten_images=0)
+            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
+        is_trained = bool(start) or "init" in before
+        config = dataclasses.replace(self.config, whiten_images=0) if is_trained else self.config
         if kept:  # what was fitted to the data stays as it was, whatever the rules are now
-            fitted = {field: kept["config"][field] for field in FITTED if field not in self.given and field in kept["config"]}
-            config = dataclasses.replace(config, **fitted, **({"steps": kept["config"]["steps"]} if "epochs" in fitted else {}))
+            budget = () if {*BUDGET} & {*self.given} else BUDGET
+            same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
+            config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
         else:
             config = fit_to_data(config, dataset, self.given)
         seed_everything(config.seed)
-        net = start.card["net"] if start else kept["card"]["net"] if kept and "init" in kept["card"] else preset.net
+        net = before["net"] if is_trained else preset.net
         model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **net)
         about = {"preset": self.preset}
         if start:
-            about |= take_weights(model, start, dataset, self.init)
-        elif kept and "init" in kept["card"]:
-            about |= {key: kept["card"][key] for key in ("init", "mean", "std")}
+            take_weights(model, start, dataset, self.init)
+        if is_trained:
+            about |= {"init": before.get("init", str(self.init)), "mean": before["mean"], "std": before["std"]}
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         log = None
         if self.tensorboard and distributed.is_main():
@@ -138,11 +133,12 @@ class Train:
         return 0
 
 
-def train_defaults(flags: Sequence[str]) -> Train:
-    """What `train` starts from with these words of the command line: the chosen preset's own values.
+def train_defaults(arguments: Sequence[str]) -> Train:
+    """What the fields of `train` are before the command line `arguments` is read: the chosen preset's own values.
 
     Raises InputError where both budgets are named; one alone replaces the preset's, whichever that has.
     """
+    flags = [text for argument in arguments for text in argument.split("=", 1)]
     preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] else "baseline"
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     named = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
@@ -164,10 +160,10 @@ def load_start(path: Path) -> TrainedNetwork:
     return TrainedNetwork.load(path, torch.device("cpu"))
 
 
-def take_weights(model: Net, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> dict[str, Any]:
+def take_weights(model: Net, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:
     """Give `model` the trained weights of `start`, without the last layer where the classes are others, which is said on stderr.
 
-    Returns what the card must say of it. Raises InputError where the images have another number of channels.
+    Raises InputError where the images have another number of channels.
     """
     if start.card["num_channels"] != dataset.num_channels:
         raise InputError(
@@ -178,4 +174,3 @@ def take_weights(model: Net, start: TrainedNetwork, dataset: ImageDataset, path:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("O.")}
         print(f"note: {path} knows other classes than {dataset.name}: its last layer is replaced by a new one", file=sys.stderr)
     model.load_state_dict(state, strict=False)
-    return {"init": str(path), "mean": start.card["mean"], "std": start.card["std"]}

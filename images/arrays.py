@@ -108,8 +108,8 @@ def _count_classes(path: Path, labels: np.ndarray) -> int:
     """The number of classes that have no names. Raises InputError where the labels do not count up from 0 without a gap."""
     values = np.unique(labels)
     lowest, highest = int(values[0]), int(values[-1])
-    if lowest < 0 or len(values) == 1:
-        return highest + 1  # both are refused later
+    if lowest < 0:
+        return max(0, highest) + 1  # they are refused with those of the other splits
     if highest == len(values) - 1:
         return len(values)
     gap = lowest == 0 or highest - lowest + 1 > len(values)

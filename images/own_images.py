@@ -66,17 +66,22 @@ def load_folder(
         if gone:
             raise InputError(f"{folders.get(part, path) / gone[0]} has no readable image: none of its files can be read")
     if "all" in splits:
-        everything = splits.pop("all")
-        most = len(everything.labels) - len(classes)
-        if not most:
-            raise InputError(f"{path} has one image of each class: two or more are needed")
-        count = min(most, max(len(classes), len(everything.labels) // 5))
-        splits["train"], splits["test"] = stratified_split(everything, count, seed=0)
+        splits["train"], splits["test"] = cut_test_split(splits.pop("all"))
     empty_split = Split(np.empty((0, side, side, 3), np.uint8), np.empty(0, np.int64))
     flips = not all(len(name) == 1 for name in classes)
     if not flips and not only_test:
         print("note: the classes look like single characters: images are not mirrored; --flip does", file=sys.stderr)
     return ImageDataset(f"folder:{path}", splits.get("train", empty_split), splits["test"], classes, splits.get("val"), flips)
+
+
+def cut_test_split(everything: Split) -> tuple[Split, Split]:
+    """The training and the test images of a folder without splits: a fifth of each class, one at least, is for test.
+
+    Raises InputError where no class has a second image.
+    """
+    counts = np.bincount(everything.labels)
+    most = len(everything.labels) - int(np.count_nonzero(counts))
+    return stratified_split(everything, max(1, min(most, max(np.count_nonzero(counts > 1), len(everything.labels) // 5))), seed=0)
 
 
 def _subfolders(folder: Path) -> list[Path]:

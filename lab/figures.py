@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, new_figure, png
+from results.canvas import new_figure, png
+from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

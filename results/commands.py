@@ -24,9 +24,12 @@ class Evaluate:
     weights: Path
     """A .safetensors file or a checkpoint."""
     dataset: str | None = None
-    """As for sprint; default: the one the weights were trained on."""
+    """As for sprint; default: the one the weights were trained on. Of folder:PATH/CLASS/* all images count, unless they are those
+    that the weights were trained on."""
     data_dir: Path = ROOT / "data"
     """Where the data sets are, or are downloaded to."""
+    skip_unreadable: bool = False
+    """As for sprint."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
 
@@ -34,7 +37,8 @@ class Evaluate:
         from results import predictions
 
         network = load_network(self.weights, self.device)
-        return predictions.show_accuracy(network, self.dataset or network.card["dataset"], self.data_dir)
+        name = self.dataset or network.card["dataset"]
+        return predictions.show_accuracy(network, name, self.data_dir, skip_unreadable=self.skip_unreadable)
 
 
 @dataclasses.dataclass
