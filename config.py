@@ -51,7 +51,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Probability mass spread evenly over all classes (Szegedy et al. 2016), 0 to below 1."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+    """Decay per step of an exponential moving average of the weights, corrected for its start (Kingma & Ba 2015), which is then
+    evaluated and, unless the weights themselves are better on the validation images, kept; 0 for none."""
     teacher: tuple[str, ...] = ()
     """Weights of one or more trained networks, which are imitated (Hinton et al. 2015) by turns, one a step (Fukuda et al. 2017).
     Empty for none."""
@@ -62,9 +63,15 @@ class TrainConfig:
     statistics_images: int = 0
     """Training images from which the mean and deviation of each channel are computed; 0 for all."""
     whiten_images: int = 2000
-    """Training images from which the filters of a whitening stem are computed."""
+    """Training images from which the filters of a whitening stem are computed; 0 leaves the filters as they are."""
     augment: float = 0.0
     """Strength of flip, shift-scale-rotate and coarse dropout, 1 being the usual, 0 for none."""
+    flip: bool = True
+    """Whether that augmentation mirrors images; train leaves it out where a mirrored image is another thing (mnist, digits)."""
+    shift_scale_rotate: bool = True
+    """Whether it shifts, scales and rotates images."""
+    dropout: bool = True
+    """Whether it cuts a hole into images (coarse dropout)."""
     images_per_draw: int = 1
     """Images of a batch that share one draw of that augmentation, 1 to 32; batch_size must be a multiple. The draw is nearly all
     of its cost: 16 images that share one take a tenth of the time of 16 that do not (benchmarks/pipeline.py)."""
@@ -74,13 +81,21 @@ class TrainConfig:
     workers: int = 2
     """Processes that augment; without augmentation none are started."""
     val_images: int = 5000
-    """Images held out of the training split, in the same class proportions; they decide, the test split only reports."""
+    """Validation images, cut from the training split in the same class proportions: they decide, the test split only reports. 0
+    validates on the training images. A data set with a validation split of its own keeps that."""
     eval_every: int = 0
-    """Steps between two looks at the held-out images; 0 for once an epoch."""
+    """Steps between two evaluations on the validation images; 0 for once an epoch."""
+    patience: int = 0
+    """Early stopping: stop after this many evaluations without a better validation accuracy (or an equal one with a smaller loss),
+    and keep the weights of the best; 0 trains for the whole budget."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs the loss of an image inversely to the number of training images of its class."""
+    freeze: bool = False
+    """Train the last layer alone, on the features as they are: of trained weights (train --init)."""
     early_exit_accuracy: float | None = None
     """Stop as soon as a pass over the whole test split shows more than this accuracy (0 to 1)."""
     early_exit_margin: float = 0.0
-    """How far above early_exit_accuracy the held-out images must be before that pass is made."""
+    """How far above early_exit_accuracy the validation accuracy must be before that pass is made."""
     flat_loss: float = 0.0
     """Stop when the training loss, in nats, has moved by less than this over 20 evaluations in a row; 0 for never. It wants a
     constant learning rate: div_factor and final_div_factor 1."""
@@ -94,29 +109,22 @@ class TrainConfig:
     """auto is bf16 (autocast) where the processor has it natively, else fp32."""
     compile: bool = False
     """Train through torch.compile. It pays on GPUs; on two CPU cores a step of a small dense network took 45 ms instead of 33."""
-    image_size: int = 32
-    """Height and width to which the images of a folder: data set are brought, in pixels (28 or more)."""
+    image_size: int = 0
+    """Height and width to which the images of a folder: data set are brought, in pixels (28 or more); 0: chosen from the images."""
 
     def __post_init__(self) -> None:
         def demand(name: str, ok: bool, range_: str) -> None:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
 
-        for name in (
-            "epochs",
-            "batch_size",
-            "max_lr",
-            "div_factor",
-            "final_div_factor",
-            "val_images",
-            "whiten_images",
-            "cycles",
-            "temperature",
-        ):
+        for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "cycles", "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
         for name in (
             "weight_decay",
             "statistics_images",
+            "whiten_images",
+            "val_images",
+            "patience",
             "augment",
             "workers",
             "steps",
@@ -132,9 +140,14 @@ class TrainConfig:
             demand(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
-        demand("image_size", self.image_size >= 28, "28 or more")
+        demand("image_size", self.image_size == 0 or self.image_size >= 28, "28 or more, or 0 to choose it from the images")
         if self.early_exit_accuracy is not None:
             demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The parts of the augmentation that are done to training images: none where its strength is 0."""
+        return tuple(part for part in ("flip", "shift_scale_rotate", "dropout") if self.augment and getattr(self, part))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import tyro
 
 from commands.sprint import Sprint
-from commands.train import Train
-from config import InputError, get_preset
+from commands.train import Train, train_defaults
+from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
 from limits.commands import COMMANDS as LIMITS_COMMANDS
 from results.commands import COMMANDS as RESULTS_COMMANDS
@@ -37,9 +37,8 @@ def parse(arguments: list[str]) -> Any:
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
-    flags = [text for argument in arguments for text in argument.split("=", 1)]
-    preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] and arguments[0] == "train" else "baseline"
-    return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, {"train": Train(preset=preset, config=get_preset(preset).train)})
+    train = {"train": train_defaults(arguments)} if arguments[0] == "train" else {}
+    return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, train)
 
 
 def parse_one_of(

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from config import InputError, TrainConfig
 from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
-from learning import distributed
+from learning import checkpoint, distributed
+from learning.averaging import WeightAverage, copy_with, state_of
 from learning.distillation import Teacher, distillation_loss
 from learning.history import Evaluation, History, Observer
 from learning.inference import loss_and_accuracy, predict_logits
-from learning.optimizers import build_optimizer
-from utils import (
-    demand_writable,
-    interrupt_flag,
-    keep_freed_memory,
-    load_checkpoint,
-    provenance,
-    random_states,
-    resolve_device,
-    resolve_precision,
-    restore_random_states,
-    save_checkpoint,
-)
+from learning.optimizers import build_optimizer, freeze_features
+from learning.schedule import cycle_ends, learning_rate
+from utils import demand_writable, interrupt_flag, keep_freed_memory, provenance, resolve_device, resolve_precision
 
 READ_EVERY = 20
 """Steps between two readings of the losses on an accelerator, which has to finish all its work for each; a CPU has anyway."""
-FLAT_EVALUATIONS = 20
-"""Evaluations in a row over which a training loss that hardly moves is flat."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,12 +40,12 @@ class Interrupted(KeyboardInterrupt):
 class Trainer:
     """Trains `model` on `dataset` as `config` says.
 
-    The held-out images are cut from the training split here. Everything else that touches an image happens in `fit`, whose
-    duration is the clock of a sprint.
+    The validation images are cut from the training split here, unless the data set has some of its own. Everything else that
+    touches an image happens in `fit`, whose duration is the clock of a sprint.
 
     In a group of processes (see distributed.py) each trains on its part of every batch, with the statistics of the whole batch in
-    BatchNorm, and looks at its part of the held-out images; losses and accuracies are those of the whole. CutMix mixes the images
-    of a part. Process 0 writes.
+    BatchNorm, and evaluates its part of the validation images; losses and accuracies are those of the whole. CutMix mixes the
+    images of a part. Process 0 writes.
 
     Args:
         model: any module that maps (N, C, H, W) floats to raw logits (N, num_classes). One that has a method
@@ -66,8 +53,9 @@ class Trainer:
         dataset: the test split is touched only where `config.early_exit_accuracy` is set.
         config: all hyper-parameters.
         out_dir: where ``checkpoint.pt`` is kept; None writes nothing.
-        card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net).
-        val_split: the held-out images, where they are not to be cut from the training split; all of that is then trained on.
+        card: what the checkpoint should say of the network besides what the Trainer knows (preset, arguments of Net). Where it has
+            "mean" and "std", which trained weights need, images are normalised with those instead of their own.
+        val_split: other validation images than those of the data set; all training images are then trained on.
         progress: an open bar that `fit` moves on by the images seen, for several trainings with one bar; None for one of its own.
         observer: is told what happens.
 
@@ -92,11 +80,13 @@ class Trainer:
         keep_freed_memory()
         if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise InputError("torch.compile needs a C++ compiler, and there is none here: install g++, or leave compile out")
-        self.train_split, self.val_split = (
-            (dataset.train, val_split) if val_split else stratified_split(dataset.train, config.val_images, config.seed)
-        )
+        self.train_split, self.val_split = dataset.train, val_split or dataset.val or dataset.train
+        if self.val_split is dataset.train and config.val_images:
+            self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.averaged: AveragedModel | None = None
+        self.averaged: WeightAverage | None = None
+        self.best: dict[str, Tensor] | None = None  # the state dict of the best evaluation, for early stopping
+        self.kept: nn.Module | None = None  # the network to keep where it is neither the averaged nor the trained one
         self.checkpoint_path = out_dir / "checkpoint.pt" if out_dir else None
         if out_dir and distributed.is_main():
             demand_writable(out_dir)
@@ -107,6 +97,8 @@ class Trainer:
             "image_size": list(dataset.image_size),
             **(card or {}),
         }
+        if out_dir:
+            self.card["data"] = dataset.content()
         self.history = History()
         self.step = 0
         self.learning_rate = 0.0  # of the latest step
@@ -129,9 +121,9 @@ class Trainer:
         self.started = time.perf_counter()
         self._prepare()
         if resume:
-            self._restore()
+            checkpoint.restore(self)
         self.observer.started(self)
-        last = self.step if self.history.reached or self._is_flat() else self.total_steps
+        last = self.step if self.is_over() else self.total_steps
         batches = self.batches.steps(range(self.step, last))
         shared = self.progress is not None
         bar = (
@@ -150,30 +142,33 @@ class Trainer:
                 progress.set_postfix(self._postfix(), refresh=False)
                 if self.is_due(self.config.eval_every):
                     self._evaluate()
-                    if self._early_exit() or self._is_flat():
+                    self._pass_test()
+                    if self.is_over():
                         break
                 if self.checkpoint_path and self.is_due(self.config.checkpoint_every):
-                    self._save()
+                    checkpoint.save(self)
                 if distributed.any_interrupted(interrupted()):
                     self._stop()
                 waits_since = time.perf_counter()
         self.history.images_seen = self.step * self.config.batch_size
-        self.history.total_seconds = self._clock()
+        if self.config.early_exit_accuracy is None:  # else the test split has already been shown what is kept
+            self._choose_weights()
+        self.history.total_seconds = self.clock()
         if self.checkpoint_path:
-            self._save()
+            checkpoint.save(self)
         return self.history
 
     @property
     def trained_model(self) -> nn.Module:
-        """The network to evaluate and to keep: the averaged one where there is an average."""
-        return self.averaged.module if self.averaged else self.model
+        """The network to evaluate and to keep: the averaged one where there is an average, unless another is better in the end."""
+        return self.kept or (self.averaged.module if self.averaged else self.model)
 
     def final_card(self, test_accuracy: float | None, precision: torch.dtype) -> dict[str, Any]:
         """The card of the finished training, for its weights: `test_accuracy` (0 to 1) was found in `precision`."""
         last = self.history.evaluations[-1]
         return self.card | {
             "test_accuracy": test_accuracy,
-            "val_accuracy": last.val_accuracy,
+            "val_accuracy": self.history.val_accuracy,
             "precision": "bf16" if precision == torch.bfloat16 else "fp32",
             "epochs": last.epoch,
             "images_seen": self.history.images_seen,
@@ -204,9 +199,9 @@ class Trainer:
         shard = distributed.rank(), distributed.size()
         sample = np.random.default_rng(config.seed).permutation(len(images))
         few = images[np.sort(sample[: config.statistics_images])] if config.statistics_images else images
-        self.mean, self.std = statistics(few)
+        self.mean, self.std = (self.card["mean"], self.card["std"]) if "mean" in self.card else statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
-        if config.augment:
+        if config.augmentations:
             self.batches = AugmentedBatches(
                 self.train_split,
                 config.batch_size,
@@ -218,20 +213,26 @@ class Trainer:
                 config.workers,
                 self.device,
                 shard,
+                config.augmentations,
             )
         else:
             self.batches = VectorisedBatches(
                 self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device, shard
             )
-        budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
-        self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
+        self.cycle_ends = cycle_ends(config, self.batches.steps_per_epoch)
         self.total_steps = self.cycle_ends[-1]
-        if hasattr(self.model, "whiten"):
+        if hasattr(self.model, "whiten") and config.whiten_images:
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
             self.model.whiten(normalise(pixels, self.mean, self.std))
+        if config.freeze:
+            freeze_features(self.model)
         self.network = distributed.wrap(self.model, config.compile)  # to train through; all else is done with the bare module
         if config.ema_decay:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            self.averaged = WeightAverage(self.model, config.ema_decay)
+        self.class_weights = None
+        if config.class_weights == "balanced":
+            counts = torch.bincount(torch.from_numpy(self.train_split.labels), minlength=self.dataset.num_classes)
+            self.class_weights = (len(images) / (counts.count_nonzero() * counts.clamp_min(1))).to(self.device)
         if config.cutmix:
             from torchvision.transforms import v2  # a tenth of a second, which is not the sprint's
 
@@ -243,27 +244,12 @@ class Trainer:
         if self.teachers:
             self.card["teacher_sha256"] = [teacher.sha256 for teacher in self.teachers]
         self.optimizer = build_optimizer(self.model, config, self.precision)
-        lengths = [budget * 2**n for n in range(config.cycles)]
-        # OneCycleLR divides by zero where the rise is a single step.
-        pct_start = config.pct_start * (1.001 if 1 in [config.pct_start * length for length in lengths] else 1)
-        cycles = [
-            OneCycleLR(
-                self.optimizer,
-                config.max_lr,
-                length,
-                pct_start=pct_start,
-                anneal_strategy="linear",
-                div_factor=config.div_factor,
-                final_div_factor=config.final_div_factor,
-                cycle_momentum=False,
-            )
-            for length in lengths
-        ]
-        self.scheduler = SequentialLR(self.optimizer, cycles, self.cycle_ends[:-1])
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
-        self.model.train()
-        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.model.train(not self.config.freeze)  # frozen features keep the statistics of their BatchNorm too
+        self.learning_rate = learning_rate(self.step, self.cycle_ends, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         labels = targets
         if self.config.cutmix and torch.rand(()).item() < self.config.cutmix:
             inputs, labels = self.cutmix(inputs, targets)
@@ -274,7 +260,7 @@ class Trainer:
         correct = (logits.detach().argmax(1) == targets).sum()
         self.unread.append((self.step + 1, self.learning_rate, torch.stack([loss.detach(), correct])))
         if len(self.unread) >= self.read_every:
-            self._read_losses()
+            self.read_losses()
         loss.backward()
         self.optimizer.step()
         if self.averaged:
@@ -282,10 +268,8 @@ class Trainer:
         self.step += 1
         self.observer.trained(self, inputs)
         self.optimizer.zero_grad()
-        if self.step < self.total_steps:
-            self.scheduler.step()
 
-    def _read_losses(self) -> None:
+    def read_losses(self) -> None:
         """Bring the losses of the latest steps from the device to the running sums. Raises InputError where one is not finite."""
         if not self.unread:
             return
@@ -296,7 +280,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise InputError(
                     f"the loss became {loss} at step {step} of {self.total_steps}, learning rate {rate:.3g}: try a "
-                    f"lower max_lr{self._last_checkpoint()}"
+                    f"lower max_lr{self.last_checkpoint()}"
                 )
             self.running["loss"] += loss * self.config.batch_size
             self.running["correct"] += int(correct)
@@ -305,7 +289,11 @@ class Trainer:
 
     def _loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         config = self.config
-        loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        weights, smoothing = self.class_weights, config.label_smoothing
+        if weights is None:
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        else:  # the mean over the images: divided by the sum of the weights, that of a few images would be of another scale
+            loss = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing) / len(targets)
         if self.teachers:
             teacher = self.teachers[self.step % len(self.teachers)]  # by turns: in sum all are imitated, for the time of one
             imitation = distillation_loss(logits, teacher.logits(inputs), config.temperature)
@@ -317,7 +305,7 @@ class Trainer:
         return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
 
     def _evaluate(self) -> None:
-        self._read_losses()
+        self.read_losses()
         logits = self._group_logits(self.val_split)
         val_loss, val_accuracy = loss_and_accuracy(logits, self.val_split.labels)
         images = self.running["images"]
@@ -333,27 +321,46 @@ class Trainer:
                 val_accuracy=val_accuracy,
             )
         )
-        self.history.seconds.append(self._clock())
+        self.history.seconds.append(self.clock())
+        if self.config.patience and self.history.evaluations_since_best() == 0:
+            self.best = state_of(self.trained_model)
         self.observer.evaluated(self, logits)
         self.running = dict.fromkeys(self.running, 0)
 
-    def _early_exit(self) -> bool:
-        """Make the test pass when the held-out images promise success or a OneCycle is over; True to stop."""
+    def _pass_test(self) -> None:
+        """Make the test pass of an early exit when the validation images promise success or a OneCycle is over."""
         target = self.config.early_exit_accuracy
         if target is None:
-            return False
+            return
         promising = self.history.evaluations[-1].val_accuracy >= target + self.config.early_exit_margin
         if promising or self.step in self.cycle_ends:
             _, self.history.test_accuracy = self.evaluate(self.dataset.test)
             self.history.test_passes += 1
             self.history.reached = self.history.test_accuracy > target
-        return self.history.reached
 
-    def _is_flat(self) -> bool:
-        losses = [evaluation.train_loss for evaluation in self.history.evaluations[-FLAT_EVALUATIONS:]]
-        return len(losses) == FLAT_EVALUATIONS and max(losses) - min(losses) < self.config.flat_loss
+    def _choose_weights(self) -> None:
+        """Keep, of the average, the weights themselves and those of the best evaluation, what is best on the validation images."""
+        best = self.history.evaluations[-1]
+        self.kept, self.history.kept, self.history.kept_accuracy = None, "", None
+        choices = {"the weights of the last step, not their average": state_of(self.model)} if self.averaged else {}
+        choices |= {"the weights of the best evaluation": self.best} if self.best else {}
+        for name, state in choices.items():
+            before, self.kept = self.kept, copy_with(self.model, state)
+            loss, accuracy = self.evaluate(self.val_split)
+            evaluation = replace(best, val_loss=loss, val_accuracy=accuracy)
+            if evaluation.is_better_than(best):
+                best = evaluation
+                self.history.kept, self.history.kept_accuracy = name, accuracy
+            else:
+                self.kept = before
 
-    def _clock(self) -> float:
+    def is_over(self) -> bool:
+        """Whether training has ended before its budget: the target is reached, the loss is flat, the patience is at an end."""
+        history, config = self.history, self.config
+        return history.reached or history.is_flat(config.flat_loss) or 0 < config.patience <= history.evaluations_since_best()
+
+    def clock(self) -> float:
+        """Seconds of training so far, without those between stop and resume."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def _postfix(self) -> dict[str, str]:
@@ -365,82 +372,22 @@ class Trainer:
             values["val"] = f"{self.history.evaluations[-1].val_accuracy:.1%}"
         return values
 
-    def _last_checkpoint(self) -> str:
+    def last_checkpoint(self) -> str:
+        """Where the latest checkpoint is, as the end of a sentence; empty where there is none."""
         if self.checkpoint_path and self.checkpoint_path.exists():
             return f"; the last good checkpoint is {self.checkpoint_path}"
         return ""
 
     def _how_to_go_on(self) -> str:
-        checkpoint = self._last_checkpoint()
+        kept = self.last_checkpoint()
         return f" after step {self.step} of {self.total_steps}" + (
-            f"{checkpoint}: the same command with --resume goes on from it" if checkpoint else "; there is no checkpoint yet"
+            f"{kept}: the same command with --resume goes on from it" if kept else "; there is no checkpoint yet"
         )
 
     def _stop(self) -> None:
         if not self.checkpoint_path:
             raise Interrupted(f"after step {self.step} of {self.total_steps}; nothing is kept without an output folder")
-        self._save()
+        checkpoint.save(self)
         raise Interrupted(
             f"after step {self.step} of {self.total_steps}, saved in {self.checkpoint_path}: the same command with --resume goes on"
         )
-
-    def _save(self) -> None:
-        self._read_losses()
-        state = self.trained_model.state_dict()
-        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise InputError(
-                f"the weights are no longer finite after step {self.step}, learning rate {self.learning_rate:.3g}: "
-                f"try a lower max_lr{self._last_checkpoint()}"
-            )
-        self.observer.saving()
-        with distributed.main_first():
-            if distributed.is_main():
-                save_checkpoint(
-                    self.checkpoint_path,
-                    {
-                        "card": self.card,
-                        "config": asdict(self.config),
-                        "model": state,
-                        "step": self.step,
-                        "trained": self.model.state_dict(),
-                        "average_steps": int(self.averaged.n_averaged) if self.averaged else 0,
-                        "optimizer": self.optimizer.state_dict(),
-                        "scheduler": self.scheduler.state_dict(),
-                        "random": random_states(),
-                        "history": asdict(self.history),
-                        "running": self.running,
-                        "seconds": self._clock(),
-                    },
-                )
-
-    def _restore(self) -> None:
-        if not self.checkpoint_path or not self.checkpoint_path.exists():
-            raise InputError(f"nothing to resume: there is no {self.checkpoint_path}")
-        state = load_checkpoint(self.checkpoint_path)
-        for what, key in (("data set", "dataset"), ("classes", "classes"), ("size of image", "image_size"), ("network", "net")):
-            was, now = state["card"].get(key), self.card.get(key)
-            if was != now:
-                raise InputError(f"{self.checkpoint_path} was made with another {what} ({was}, not {now}): give it another --out")
-        was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
-        now = asdict(self.config)
-        changed = [
-            f"{name} was {was[name]}, is {now.get(name, 'gone')}"
-            for name in was
-            if name not in now or was[name] != now[name] and name != "workers"
-        ]
-        if changed:
-            raise InputError(f"{self.checkpoint_path} was made with another configuration: {'; '.join(changed)}")
-        if state["card"].get("teacher_sha256") != self.card.get("teacher_sha256"):
-            raise InputError(
-                f"{self.checkpoint_path} was made with another teacher: the weights in "
-                f"{' or '.join(self.config.teacher)} have changed since"
-            )
-        self.model.load_state_dict(state["trained"])
-        if self.averaged:
-            self.averaged.module.load_state_dict(state["model"])
-            self.averaged.n_averaged.fill_(state["average_steps"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.history = History.from_dict(state["history"])
-        self.step, self.running, self.seconds_before = state["step"], state["running"], state["seconds"]
-        restore_random_states(state["random"])

@@ -11,7 +11,7 @@ import functools
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ SCALE_LIMIT = 0.1  # zoom between 0.9 and 1.1
 ROTATE_LIMIT = 10.0  # degrees, either way
 HOLE_FRACTION = 0.25  # the hole's side as a fraction of the image's: 8 pixels of 32
 MAX_HOLE_FRACTION = 0.75  # whatever the strength, some of the image stays to be seen
+PARTS = ("flip", "shift_scale_rotate", "dropout")
 
 
 def _albumentations() -> Any:
@@ -40,8 +41,8 @@ def _eval_pipeline(mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     return A.Compose([A.Normalize(mean=mean, std=std), ToTensorV2()])
 
 
-def _augmentations(mean: Sequence[float], strength: float, count: int = 1) -> list[Any]:
-    """The random steps for `count` images, the channels of all of them being those of one image."""
+def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str], count: int = 1) -> list[Any]:
+    """The random steps among `parts` for `count` images, the channels of all of them being those of one image."""
     A = _albumentations()
     import cv2
 
@@ -67,15 +68,16 @@ def _augmentations(mean: Sequence[float], strength: float, count: int = 1) -> li
     dropout = A.CoarseDropout(
         num_holes_range=(1, 1), hole_height_range=(hole, hole), hole_width_range=(hole, hole), fill=mean_color, p=0.5
     )
-    return [A.HorizontalFlip(p=0.5), geometry, dropout]
+    steps = dict(zip(PARTS, (A.HorizontalFlip(p=0.5), geometry, dropout), strict=True))
+    return [step for name, step in steps.items() if name in parts]
 
 
-def _train_pipeline(mean: tuple[float, ...], std: tuple[float, ...], strength: float) -> Any:
-    return _albumentations().Compose([*_augmentations(mean, strength), *_eval_pipeline(mean, std).transforms])
+def _train_pipeline(mean: tuple[float, ...], std: tuple[float, ...], strength: float, parts: Collection[str]) -> Any:
+    return _albumentations().Compose([*_augmentations(mean, strength, parts), *_eval_pipeline(mean, std).transforms])
 
 
-def _batch_pipeline(mean: tuple[float, ...], strength: float, count: int) -> Any:
-    return _albumentations().Compose(_augmentations(mean, strength, count))
+def _batch_pipeline(mean: tuple[float, ...], strength: float, count: int, parts: Collection[str]) -> Any:
+    return _albumentations().Compose(_augmentations(mean, strength, parts, count))
 
 
 class _Transform:
@@ -127,12 +129,12 @@ class BatchAugmentation(_Transform):
     """The random part of `train_transform`, for `count` images at once that share one draw.
 
     Called with a uint8 array (count, H, W, C), returns another: all images are flipped, shifted, scaled, rotated and holed alike.
-    mean, strength: as for `train_transform`. OpenCV takes up to 128 channels: with 1 to 4 of an image, count is 32 at most.
+    mean, strength, parts: as for `train_transform`. OpenCV takes up to 128 channels: with 1 to 4 of an image, count is 32 at most.
     """
 
-    def __init__(self, mean: Sequence[float], strength: float, count: int) -> None:
+    def __init__(self, mean: Sequence[float], strength: float, count: int, parts: Collection[str] = PARTS) -> None:
         _demand_positive(strength)
-        super().__init__(functools.partial(_batch_pipeline, tuple(mean), strength, count))
+        super().__init__(functools.partial(_batch_pipeline, tuple(mean), strength, count, tuple(parts)))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import cv2
@@ -153,15 +155,18 @@ def _demand_positive(strength: float) -> None:
         raise ValueError(f"strength must be above 0, not {strength}")
 
 
-def train_transform(mean: Sequence[float], std: Sequence[float], strength: float = 1.0, seed: int | None = None) -> ImageTransform:
+def train_transform(
+    mean: Sequence[float], std: Sequence[float], strength: float = 1.0, seed: int | None = None, parts: Collection[str] = PARTS
+) -> ImageTransform:
     """The random transform of training images.
 
     mean, std: per channel, of pixels scaled to 0..1. strength: above 0; multiplies the limits of the shift (1.0: 10% of
     the side), the zoom (10%) and the rotation (10 degrees), and the side of the hole (25% of the image's; never above 75%).
-    seed: makes the sequence of transforms repeatable; None draws a fresh one. Raises ValueError for a strength of 0 or less.
+    seed: makes the sequence of transforms repeatable; None draws a fresh one. parts: those of PARTS that are done. Raises
+    ValueError for a strength of 0 or less.
     """
     _demand_positive(strength)
-    return ImageTransform(functools.partial(_train_pipeline, tuple(mean), tuple(std), strength), seed)
+    return ImageTransform(functools.partial(_train_pipeline, tuple(mean), tuple(std), strength, tuple(parts)), seed)
 
 
 def eval_transform(mean: Sequence[float], std: Sequence[float]) -> ImageTransform:

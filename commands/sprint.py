@@ -50,6 +50,8 @@ class Sprint:
     rounding."""
     json: Path | None = None
     """Write the record of the run or runs here."""
+    skip_unreadable: bool = False
+    """Leave out the files of a folder that are not readable images, instead of naming them and stopping."""
     report: bool = False
     """Write a page with curves, confusion matrix and mistakes to runs/."""
 
@@ -68,11 +70,21 @@ class Sprint:
         dataset = data.resolve_auto(self.dataset, self.data_dir)
         if self.seeds > 1:
             record = run_seeds(
-                dataset, self.data_dir, self.preset, self.seed, self.seeds, target, self.threads, self.json, self.conv
+                dataset,
+                self.data_dir,
+                self.preset,
+                self.seed,
+                self.seeds,
+                target,
+                self.threads,
+                self.json,
+                self.conv,
+                self.skip_unreadable,
             )
             return 3 if record["misses"] else 0
         set_threads(self.threads)
-        run, trainer = run_once(data.load(dataset, self.data_dir), self.preset, self.seed, target, network_class(self.conv))
+        images = data.load(dataset, self.data_dir, skip_unreadable=self.skip_unreadable)
+        run, trainer = run_once(images, self.preset, self.seed, target, network_class(self.conv))
         if self.json:
             run["process_seconds"] = time.perf_counter() - STARTED
             write_json(self.json, make_record(dataset, self.preset, target, [run]))
@@ -90,16 +102,18 @@ def run_once(
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
+    from learning.fitting import fit_to_data, say_missing_classes
     from training import Trainer
 
     demand_writable(ROOT / "weights")
     preset = get_preset(preset_name)
-    config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
+    config = fit_to_data(dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target), dataset)
     seed_everything(seed)
     model = network(dataset.num_channels, dataset.num_classes, **preset.net)
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
     trainer = Trainer(model, dataset, config, card=card)
+    say_missing_classes(dataset, trainer.val_split)
     history = trainer.fit()
 
     path = ROOT / "weights" / f"{preset_name}-{dataset.file_name}.safetensors"
@@ -131,6 +145,7 @@ def run_seeds(
     threads: int,
     record_path: Path | None,
     conv: str = "torch",
+    skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """`seeds` sprints over consecutive seeds, each in a fresh process; the record is written after every one.
 
@@ -142,6 +157,7 @@ def run_seeds(
         for seed in range(first_seed, first_seed + seeds):
             path = Path(folder) / f"{seed}.json"
             options = [f"--{name}={value}" for name, value in {**same, "seed": seed, "json": path}.items()]
+            options += ["--skip-unreadable"] * skip_unreadable
             started = time.perf_counter()
             child = subprocess.run([sys.executable, str(ROOT / "main.py"), "sprint", *options], stdout=subprocess.DEVNULL)
             process_seconds = time.perf_counter() - started

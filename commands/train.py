@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -13,12 +15,18 @@ from commands.shared import network_class, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
 from utils import ROOT, network_card, resolve_device, save_weights, seed_everything, set_threads, summary, write_json
 
+if TYPE_CHECKING:
+    from images.data import ImageDataset
+    from learning.inference import TrainedNetwork
+    from model import Net
+
 
 @dataclasses.dataclass
 class Train:
-    """Train a preset for its whole budget; the held-out images guide it, the test split is looked at once, at the end.
+    """Train a preset for its whole budget; the validation images guide it, the test split is evaluated once, at the end.
 
-    Every field of the preset's configuration can be overridden; the defaults below are the preset's.
+    Every field of the preset's configuration can be overridden; the defaults below are the preset's. For few images, what is not
+    set here (batch, validation images, epochs, averaging, size and mirroring of the images) is chosen by their number and said.
     """
 
     preset: str = "baseline"
@@ -30,7 +38,11 @@ class Train:
     out: Path | None = None
     """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET)."""
     resume: bool = False
-    """Go on from the checkpoint in that folder, exactly as if the run had not stopped."""
+    """Go on from the checkpoint in that folder, exactly as if the run had not stopped; with other --epochs, to another end."""
+    init: Path | None = None
+    """Start from these trained weights, with their network and normalisation; the last layer is new where classes are others."""
+    skip_unreadable: bool = False
+    """As for sprint."""
     report: bool = False
     """Write a page with curves, confusion matrix and mistakes there."""
     tensorboard: bool = False
@@ -39,6 +51,8 @@ class Train:
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
     conv: Literal["torch", "by-hand"] = "torch"
     """As for sprint."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The fields of config that the user set: they are not fitted to the data."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
@@ -56,21 +70,46 @@ class Train:
 
         from images import data
         from learning import distributed
+        from learning.checkpoint import BUDGET
+        from learning.fitting import FITTED, fit_to_data, say_missing_classes
         from training import Trainer
+        from utils import load_checkpoint
 
+        if self.config.freeze and not (self.init or self.resume):
+            raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
+        name = data.resolve_auto(self.dataset, self.data_dir)
+        out = self.out or ROOT / "runs" / f"{self.preset}-{data.file_name(name)}"
+        kept = load_checkpoint(out / "checkpoint.pt") if self.resume and (out / "checkpoint.pt").exists() else None
+        start = load_start(self.init) if self.init and not kept else None
+        before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
+        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
         with distributed.main_first():
-            dataset = data.load(data.resolve_auto(self.dataset, self.data_dir), self.data_dir, self.config.image_size)
-        out = self.out or ROOT / "runs" / f"{self.preset}-{dataset.file_name}"
-        seed_everything(self.config.seed)
-        model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **preset.net)
+            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
+        is_trained = bool(start) or "init" in before
+        config = dataclasses.replace(self.config, whiten_images=0) if is_trained else self.config
+        if kept:  # what was fitted to the data stays as it was, whatever the rules are now
+            budget = () if {*BUDGET} & {*self.given} else BUDGET
+            same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
+            config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
+        else:
+            config = fit_to_data(config, dataset, self.given)
+        seed_everything(config.seed)
+        net = before["net"] if is_trained else preset.net
+        model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **net)
+        about = {"preset": self.preset}
+        if start:
+            take_weights(model, start, dataset, self.init)
+        if is_trained:
+            about |= {"init": before.get("init", str(self.init)), "mean": before["mean"], "std": before["std"]}
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         log = None
         if self.tensorboard and distributed.is_main():
             from results.tensorboard_log import TensorBoardLog
 
             log = TensorBoardLog(out / "tensorboard")
-        card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=self.preset)
-        trainer = Trainer(model, dataset, self.config, out, card=card, observer=log)
+        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        trainer = Trainer(model, dataset, config, out, card=card, observer=log)
+        say_missing_classes(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
         with log or contextlib.nullcontext():
             history = trainer.fit(self.resume)
@@ -82,13 +121,56 @@ class Train:
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
-        write_json(
-            out / "run.json", {"card": card, "config": dataclasses.asdict(self.config), "history": dataclasses.asdict(history)}
-        )
+        write_json(out / "run.json", {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)})
+        if history.kept:
+            print(f"note: kept {history.kept}: better on the validation images", file=sys.stderr)
         print(
-            f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), held-out accuracy {last.val_accuracy:.2%}, "
+            f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), validation accuracy {history.val_accuracy:.2%}, "
             f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
         )
         if self.report:
             write_report(out, f"Training of {self.preset}", trainer, precision)
         return 0
+
+
+def train_defaults(arguments: Sequence[str]) -> Train:
+    """What the fields of `train` are before the command line `arguments` is read: the chosen preset's own values.
+
+    Raises InputError where both budgets are named; one alone replaces the preset's, whichever that has.
+    """
+    flags = [text for argument in arguments for text in argument.split("=", 1)]
+    preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] else "baseline"
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    named = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
+    given = fields & (named | {name.removeprefix("no_") for name in named})
+    config = get_preset(preset).train
+    if {"epochs", "steps"} <= given:
+        raise InputError("--epochs and --steps are two ways to say the budget: name one of them")
+    if "epochs" in given:
+        config = dataclasses.replace(config, steps=0)
+    return Train(preset=preset, config=config, given=tuple(sorted(given)))
+
+
+def load_start(path: Path) -> TrainedNetwork:
+    """The trained weights to start from, on the CPU."""
+    import torch
+
+    from learning.inference import TrainedNetwork
+
+    return TrainedNetwork.load(path, torch.device("cpu"))
+
+
+def take_weights(model: Net, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:
+    """Give `model` the trained weights of `start`, without the last layer where the classes are others, which is said on stderr.
+
+    Raises InputError where the images have another number of channels.
+    """
+    if start.card["num_channels"] != dataset.num_channels:
+        raise InputError(
+            f"{path} takes images of {start.card['num_channels']} channels, those of {dataset.name} have {dataset.num_channels}"
+        )
+    state = start.model.state_dict()
+    if start.card["classes"] != list(dataset.classes):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("O.")}
+        print(f"note: {path} knows other classes than {dataset.name}: its last layer is replaced by a new one", file=sys.stderr)
+    model.load_state_dict(state, strict=False)

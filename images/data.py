@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from config import InputError
-from images.own_images import load_folder, load_npz
-from images.sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, stratified_split
+from images.arrays import load_npz
+from images.own_images import load_folder
+from images.sources import CIFAR10_FILES, PUBLIC, ImageDataset, Split, file_name, stratified_split
 
 if TYPE_CHECKING:
     from transform import BatchAugmentation
@@ -31,6 +33,7 @@ __all__ = [
     "Split",
     "VectorisedBatches",
     "balanced_subset",
+    "file_name",
     "has_cifar10",
     "load",
     "normalise",
@@ -40,17 +43,27 @@ __all__ = [
 ]
 
 
-def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
+def load(
+    name: str,
+    root: Path,
+    image_size: int = 0,
+    skip_unreadable: bool = False,
+    class_order: Sequence[str] = (),
+    only_test: bool = False,
+) -> ImageDataset:
     """The data set of that name: one of PUBLIC, read from (or downloaded to) `root`, `folder:PATH` or `npz:FILE`.
 
-    `image_size` (pixels) is the side of the squares to which the images of a folder are brought. Raises InputError where there
-    is no such data set or its files are missing or wrong.
+    The other arguments are of a folder, as for `load_folder`. Images of the user's own that are in more than one split are counted
+    on stderr. Raises InputError where there is no such data set or its files are missing or wrong.
     """
     kind, _, path = name.partition(":")
-    if path and kind == "folder":
-        return load_folder(Path(path), image_size)
-    if path and kind == "npz":
-        return load_npz(Path(path))
+    if path and kind in ("folder", "npz"):
+        if kind == "folder":
+            dataset = load_folder(Path(path), image_size, skip_unreadable, class_order, only_test)
+        else:
+            dataset = load_npz(Path(path))
+        say_copies(dataset)
+        return dataset
     if name not in PUBLIC:
         close = difflib.get_close_matches(name, PUBLIC, 1)
         raise InputError(
@@ -58,6 +71,23 @@ def load(name: str, root: Path, image_size: int = 32) -> ImageDataset:
             f"{', '.join(PUBLIC)}, folder:PATH and npz:FILE"
         )
     return PUBLIC[name](root)
+
+
+def say_copies(dataset: ImageDataset) -> None:
+    """Say on stderr how many test and validation images are, pixel for pixel, training images too."""
+    known = {_digest(image) for image in dataset.train.images}
+    for part, split in (("test", dataset.test), ("validation", dataset.val)):
+        copies = sum(_digest(image) in known for image in split.images) if split and known else 0
+        if copies:
+            print(
+                f"note: {copies:,} of the {len(split.labels):,} {part} images are exact copies of training images: the {part} "
+                "accuracy is higher than on new images; leave them in one split only",
+                file=sys.stderr,
+            )
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def resolve_auto(name: str, root: Path) -> str:
@@ -151,8 +181,8 @@ class _Sampler:
         self.rank, processes = shard
         if batch_size > count:
             raise InputError(
-                f"a batch of {batch_size} is larger than the data: {count} training images are left beside the "
-                "held-out ones; choose a smaller batch_size"
+                f"a batch of {batch_size} is larger than the data: only {count} training images are left beside the "
+                "validation images; choose a smaller batch_size"
             )
         if batch_size % (images_per_draw * processes):
             raise InputError(
@@ -226,6 +256,7 @@ class AugmentedBatches:
         workers: int,
         device: torch.device,
         shard: tuple[int, int] = (0, 1),
+        parts: Collection[str] = ("flip", "shift_scale_rotate", "dropout"),
     ) -> None:
         from transform import BatchAugmentation
 
@@ -234,7 +265,7 @@ class AugmentedBatches:
         sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
         self.steps_per_epoch = sampler.steps_per_epoch
         self.mean, self.std, self.workers, self.device = mean, std, workers, device
-        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw), images_per_draw)
+        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw, parts), images_per_draw)
 
     def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.

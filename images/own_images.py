@@ -1,166 +1,228 @@
-"""Images of the user's own: single files, folders of classes, .npz arrays, each fault named in one line."""
+"""Folders of the user's own images: which of them are splits and which classes, all images in memory, faults in one line each."""
 
 from __future__ import annotations
 
+import os
+import statistics
 import sys
-import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from config import InputError
-from images.sources import ImageDataset, Split, stratified_split
+from images.files import IMAGE_ENDINGS, ReadImage, decode, is_hidden, natural, printable, say_left_out, some_of, walk_images
+from images.sources import SPLIT_NAMES, ImageDataset, Split, stratified_split
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-MIN_SIDE = 28  # pixels: the network takes no smaller images
-
-
-def read_image(path: Path, num_channels: int, height: int, width: int) -> tuple[np.ndarray, list[str]]:
-    """An image file as (height, width, num_channels) uint8, RGB or grey, and in words what was changed to get there.
-
-    It is turned as its EXIF data say, transparency becomes white, 16 bits become 8, of several frames the first is taken. Another
-    size is scaled to cover the wanted one and its middle is taken. Raises InputError where it is not readable.
-    """
-    mode = "L" if num_channels == 1 else "RGB"
-    changes = []
-    try:
-        with Image.open(path) as file:
-            size, file_mode = file.size, file.mode
-            if getattr(file, "is_animated", False):
-                changes.append("took the first frame of several")
-            if file.mode.startswith("I") or any(";16" in str(tile) for tile in file.tile):
-                changes.append("scaled from 16 bits to 8")
-            file.draft(mode, (2 * width, 2 * height))  # a large JPEG file is decoded at a half to an eighth of its size
-            image = ImageOps.exif_transpose(file)  # reads all of it: a truncated file fails here
-            if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                changes.append("turned upright by its EXIF data")
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown scale: save it with 8 bits a channel")
-            if image.mode.startswith("I"):  # Pillow would cut them off at 255 instead of scaling
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-            if image.has_transparency_data:
-                image = _on_white(image, changes)
-            if file_mode != mode:
-                changes.append(f"converted from {file_mode} to {mode}")
-            image = image.convert(mode)
-    except Exception as error:  # decoders meet damaged files with exceptions of any kind
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is not a readable image: {reason}") from error
-    if size != (width, height):
-        changes.append(f"resized from {size[0]}x{size[1]} to {width}x{height}")
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(height, width, num_channels), changes
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Name of a folder, in lower case -> the split that it holds."""
+SIDES = (32, 48, 64)
+"""Sides in pixels from which that of a data set is chosen. Larger ones train slower and, from scratch on few images, no better."""
+MEASURED = 200  # files whose size is looked at for that, at most
 
 
-def _on_white(image: Image.Image, changes: list[str]) -> Image.Image:
-    image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:  # some pixel shows what is behind
-        changes.append("laid on white where it is transparent")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+def load_folder(
+    path: Path, side: int = 0, skip_unreadable: bool = False, class_order: Sequence[str] = (), only_test: bool = False
+) -> ImageDataset:
+    """`path`/train/CLASS/*, `path`/test/CLASS/* and perhaps `path`/val/CLASS/*, or `path`/CLASS/* of which a fifth of each class,
+    always the same, is for test.
 
+    Without a test folder val is the test split. RGB, `side` x `side` pixels, 0: chosen from the images. Classes are in natural
+    order (2 before 10), or in `class_order` where that names the same ones. With `only_test` all images of `path`/CLASS/* are the
+    test split, and the classes, among which there must be no others, are those of `class_order`.
 
-def load_folder(path: Path, side: int, skip_unreadable: bool = False) -> ImageDataset:
-    """`path`/train/CLASS/* and `path`/test/CLASS/*, or `path`/CLASS/* of which a fifth of each class, always the same, is for test.
-
-    RGB, `side` x `side` pixels. Raises InputError where a folder or class is missing or empty, there is only one class, or a
-    file is not a readable image; with `skip_unreadable` such files are left out, and named in one line on stderr.
+    Raises InputError where a folder or class is missing or empty, there is only one class, or files are not readable images; with
+    `skip_unreadable` those are left out. What is decided here is said on stderr, in one line each.
     """
     if not path.is_dir():
         raise InputError(f"there is no folder {path}")
-    has_splits = (path / "train").is_dir()
-    classes = _class_names(path / "train" if has_splits else path)
-    if has_splits:
-        if not (path / "test").is_dir():
-            raise InputError(f"{path} has a train folder but no test folder: add one, or name the train folder itself")
-        others = _class_names(path / "test")
-        if others != classes:
-            raise InputError(f"{path}: train and test have other classes: {', '.join(sorted(set(classes) ^ set(others)))}")
-        train, test = (_read_classes(path / part, classes, side, skip_unreadable) for part in ("train", "test"))
+    folders = find_splits(path)
+    if only_test and "train" not in folders:
+        folders = {"test": path}
+        classes = tuple(class_order)
     else:
-        everything = _read_classes(path, classes, side, skip_unreadable)
-        train, test = stratified_split(everything, max(len(classes), len(everything.labels) // 5), seed=0)
-    return ImageDataset(f"folder:{path}", train, test, classes)
+        classes = _class_names(folders.get("train", path))
+        if set(class_order) == set(classes):
+            classes = tuple(class_order)
+    for folder in folders.values():
+        others = sorted(set(_class_names(folder, least=1)) - set(classes), key=natural)
+        if others:
+            raise InputError(f"{folder} has classes that are unknown: {some_of(others)}; known are {some_of(classes)}")
+    files = {part: _class_files(folder, classes) for part, folder in (folders or {"all": path}).items()}
+    for part in ("train", "all"):
+        empty = [name for name, paths in zip(classes, files.get(part, ()), strict=False) if not paths]
+        if empty:
+            raise InputError(f"{folders.get(part, path) / empty[0]} is empty: a class needs images")
+    side = side or choose_side([paths for classes in files.values() for paths in classes])
+    splits = _read_splits(path, files, side, skip_unreadable)
+    for part in ("train", "all"):
+        gone = [name for i, name in enumerate(classes) if part in splits and i not in splits[part].labels]
+        if gone:
+            raise InputError(f"{folders.get(part, path) / gone[0]} has no readable image: none of its files can be read")
+    if "all" in splits:
+        splits["train"], splits["test"] = cut_test_split(splits.pop("all"))
+    empty_split = Split(np.empty((0, side, side, 3), np.uint8), np.empty(0, np.int64))
+    flips = not all(len(name) == 1 for name in classes)
+    if not flips and not only_test:
+        print("note: the classes look like single characters: images are not mirrored; --flip does", file=sys.stderr)
+    return ImageDataset(f"folder:{path}", splits.get("train", empty_split), splits["test"], classes, splits.get("val"), flips)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(names) < 2:
+def cut_test_split(everything: Split) -> tuple[Split, Split]:
+    """The training and the test images of a folder without splits: a fifth of each class, one at least, is for test.
+
+    Raises InputError where no class has a second image.
+    """
+    counts = np.bincount(everything.labels)
+    most = len(everything.labels) - int(np.count_nonzero(counts))
+    return stratified_split(everything, max(1, min(most, max(np.count_nonzero(counts > 1), len(everything.labels) // 5))), seed=0)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        (entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=lambda p: natural(p.name)
+    )
+
+
+def _holds_images(folder: Path, deep: bool = True) -> bool:
+    """Whether there are images in `folder` itself; with `deep`, in the folders within too."""
+    paths = walk_images(folder)[0]
+    return bool(paths) if deep else any(path.parent == folder for path in paths)
+
+
+def find_splits(path: Path) -> dict[str, Path]:
+    """Split -> its folder, "train" and "test" at least, or nothing where the folders in `path` are classes.
+
+    A folder is a split by its name, in any capitalisation, if it has folders of images and no images beside them: else it is a
+    class that happens to be called train. Raises InputError, with what was found and what to rename, where a split is missing.
+    """
+    folders = _subfolders(path)
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        if folder.name.casefold() in SPLITS and not _holds_images(folder, deep=False) and _subfolders(folder):
+            found.setdefault(SPLITS[folder.name.casefold()], []).append(folder)
+    if not found:
+        _demand_no_other_splits(path, folders)
+        return {}
+    names = f"{path} has the folders {some_of([folder.name for folder in folders])}"
+    for part, several in found.items():
+        if len(several) > 1:
+            raise InputError(
+                f"{names}: {' and '.join(p.name for p in several)} both name the {SPLIT_NAMES[part]} split; rename one"
+            )
+    splits = {part: several[0] for part, several in found.items()}
+    others = [folder.name for folder in folders if folder not in splits.values() and _holds_images(folder)]
+    if "train" not in splits:
+        raise InputError(f"{names}, no train folder: rename the one with the training images to train")
+    if "test" not in splits and "val" not in splits:
+        raise InputError(f"{names}, no test folder: add one, rename another to test, or name {splits['train']} itself")
+    if others:
+        print(f"note: in {path}, {some_of(others)} left out: neither train, val nor test", file=sys.stderr)
+    if "test" not in splits:
+        splits["test"] = splits.pop("val")
+        print(f"note: {path} has no test folder: {splits['test'].name} is the test split", file=sys.stderr)
+    return splits
+
+
+def _demand_no_other_splits(path: Path, folders: list[Path]) -> None:
+    """Raise InputError where folders that would be taken for classes have the same folders in them, which must be the classes."""
+    inside = [{folder.name for folder in _subfolders(folder)} for folder in folders]
+    alike = len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside)
+    if alike and not any(_holds_images(folder, deep=False) for folder in folders):
+        raise InputError(
+            f"{path}: {some_of([folder.name for folder in folders])} all have the folders "
+            f"{some_of(sorted(inside[0], key=natural))}, so they look like splits: rename them to train and test (and val)"
+        )
+
+
+def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
+    names = [entry.name for entry in _subfolders(folder)]
+    if len(names) < least:
         raise InputError(f"{folder} has {f'only the class {names[0]!r}' if names else 'no class folders'}: two or more are needed")
     return tuple(names)
 
 
-def _read_classes(folder: Path, classes: tuple[str, ...], side: int, skip_unreadable: bool) -> Split:
-    images, labels, changed, unreadable = [], [], 0, []
-    for label, name in enumerate(classes):
-        paths = sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
-        if not paths:
-            raise InputError(f"{folder / name} is empty: a class needs images")
-        for path in paths:
-            try:
-                if path.suffix.lower() not in IMAGE_ENDINGS:
-                    raise InputError(f"{path} is not an image: only images may be in a class's folder")
-                image, changes = read_image(path, 3, side, side)
-            except InputError:
-                if not skip_unreadable:
-                    raise
-                unreadable.append(f"{name}/{path.name}")
+def _class_files(folder: Path, classes: Sequence[str]) -> list[list[Path]]:
+    """The image files of each class, those in folders within too; what else lies there is left out, which is said."""
+    beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path.name)]
+    litter = [path for path in beside if not path.name.lower().endswith(IMAGE_ENDINGS)]
+    if len(litter) < len(beside):
+        print(f"note: {len(beside) - len(litter):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    found = []
+    for name in classes:
+        images, others = walk_images(folder / name)
+        found.append(images)
+        litter += others
+    say_left_out(folder, litter)
+    return found
+
+
+def choose_side(paths: Sequence[Sequence[Path]]) -> int:
+    """One of SIDES: the largest that the shorter side of half the images has, or the smallest of all; of a sample of them."""
+    everything = [path for some in paths for path in some]
+    shorter = []
+    for path in everything[:: max(1, len(everything) // MEASURED)]:
+        try:
+            with Image.open(path) as image:
+                shorter.append(min(image.size))
+        except Exception:  # noqa: S112 (it is named when it is read)
+            continue
+    middle = statistics.median(shorter) if shorter else 0
+    return max((side for side in SIDES if side <= middle), default=SIDES[0])
+
+
+def _read_splits(path: Path, files: dict[str, list[list[Path]]], side: int, skip_unreadable: bool) -> dict[str, Split]:
+    """The images of each split of class folders."""
+    places = [(part, label, file) for part, some in files.items() for label, paths in enumerate(some) for file in paths]
+
+    def read(place: tuple[str, int, Path], bits: int = 0) -> ReadImage | InputError:
+        try:
+            return decode(place[2], 3, side, side, bits)
+        except InputError as error:
+            return error
+
+    images = np.empty((len(places), side, side, 3), np.uint8)
+    unreadable, changed, deep = [], 0, {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, result in enumerate(pool.map(read, places)):
+            if isinstance(result, InputError):
+                unreadable.append((i, result))
                 continue
-            images.append(image)
-            labels.append(label)
-            changed += bool(changes)
-        if label not in labels:
-            raise InputError(f"{folder / name} has no readable image: none of its {len(paths)} files can be read")
+            images[i] = result.pixels
+            changed += bool(result.changes)
+            if result.bits:
+                deep[i] = result.bits
+    most = max(deep.values(), default=0)
+    for i, bits in deep.items():
+        if bits < most:  # a dark image among others of the same camera
+            images[i] = decode(places[i][2], 3, side, side, most).pixels
     if unreadable:
+        _say_unreadable(path, len(places), [(places[i][2], error) for i, error in unreadable], skip_unreadable)
+    if changed:
+        print(f"note: {changed} of {len(places)} images in {path} were brought to {side}x{side} RGB", file=sys.stderr)
+    is_gone = np.zeros(len(places), bool)
+    is_gone[[i for i, _ in unreadable]] = True
+    parts, labels = np.array([part for part, _, _ in places]), np.array([label for _, label, _ in places], np.int64)
+    return {part: Split(images[chosen := (parts == part) & ~is_gone], labels[chosen]) for part in files}
+
+
+def _say_unreadable(path: Path, count: int, unreadable: Sequence[tuple[Path, InputError]], skip: bool) -> None:
+    names = [printable(file.relative_to(path)) for file, _ in unreadable]
+    if skip:
         print(
-            f"note: {len(unreadable)} of {len(images) + len(unreadable)} files in {folder} are not readable images and are left "
-            f"out: {', '.join(unreadable)}",
+            f"note: {len(names)} of {count} files in {path} are not readable images and are left out: {some_of(names)}",
             file=sys.stderr,
         )
-    if changed:
-        print(f"note: {changed} of {len(images)} images in {folder} were brought to {side}x{side} RGB", file=sys.stderr)
-    return Split(np.stack(images), np.array(labels, np.int64))
-
-
-def load_npz(path: Path) -> ImageDataset:
-    """`train_x`, `test_x` (N, H, W[, C]) uint8, `train_y`, `test_y` (N,) integers from 0, optionally `classes` (names).
-
-    Raises InputError where an array is missing or has another type or shape than that.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.ascontiguousarray(file[name]) for name in file.files}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or 'not an .npz file'}") from error
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged or not an .npz file of plain arrays") from error
-    missing = [name for name in ("train_x", "train_y", "test_x", "test_y") if name not in arrays]
-    if missing:
-        raise InputError(f"{path} has no array {' and no '.join(missing)}: it needs train_x, train_y, test_x, test_y")
-    for name in ("train_y", "test_y"):
-        if arrays[name].dtype.kind not in "iu" or arrays[name].ndim != 1 or not arrays[name].size:
-            raise InputError(f"{path}: {name} is {arrays[name].dtype} of shape {arrays[name].shape}, not a list of integers")
-    names = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
-    count = len(names) if names else int(arrays["train_y"].max()) + 1
-    if count > len(arrays["train_y"]):
-        raise InputError(f"{path}: train_y has labels up to {count - 1}, more classes than images: they must count up from 0")
-    train, test = (_check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count) for part in ("train", "test"))
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise InputError(f"{path}: the images of train_x and test_x differ in size or channels")
-    if count < 2:
-        raise InputError(f"{path} has only one class: two or more are needed")
-    return ImageDataset(f"npz:{path}", train, test, names or tuple(map(str, range(count))))
-
-
-def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
-    if images.dtype != np.uint8:
-        raise InputError(f"{path}: {part}_x is {images.dtype}, not uint8 (0 to 255)")
-    if images.ndim not in (3, 4):
-        raise InputError(f"{path}: {part}_x has {images.ndim} dimensions, not (N, H, W) or (N, H, W, C)")
-    if not images.size or min(images.shape[1:3]) < MIN_SIDE:
-        raise InputError(f"{path}: {part}_x has images of {images.shape[1]}x{images.shape[2]} pixels, {MIN_SIDE} is the least")
-    if len(images) != len(labels):
-        raise InputError(f"{path}: {part}_x has {len(images)} images, {part}_y {len(labels)} labels")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{path}: {part}_y has labels from {labels.min()} to {labels.max()}, not from 0 to {num_classes - 1}")
-    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int64))
+    elif len(names) == 1:
+        raise InputError(f"{unreadable[0][1]}; mend or delete it, or leave it out with --skip-unreadable")
+    else:
+        raise InputError(
+            f"{len(names)} of {count} files in {path} are not readable images: {some_of(names)}; mend or delete them, or leave "
+            "them out with --skip-unreadable"
+        )

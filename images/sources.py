@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,14 +31,26 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+def file_name(dataset_name: str) -> str:
+    """The name of a data set as a part of file names."""
+    return Path(dataset_name).stem if ":" in dataset_name else dataset_name
+
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set in memory; both splits have the same image size, channels and classes."""
+    """A data set in memory; all splits have the same image size, channels and classes."""
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
+    val: Split | None = None
+    """The validation split, where the data set has one of its own; else it is cut from `train`."""
+    flips: bool = True
+    """Whether the mirror image of an image is one of the same class, as of photographs and not of digits."""
 
     @property
     def num_channels(self) -> int:
@@ -56,29 +68,46 @@ class ImageDataset:
     @property
     def file_name(self) -> str:
         """The name as a part of file names: that of the folder or file for a set of the user's own."""
-        return Path(self.name).stem if ":" in self.name else self.name
+        return file_name(self.name)
+
+    def content(self) -> dict[str, Any]:
+        """What tells this data from others, wherever they lie: images of each split, hashes of all labels and of all pixels."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        found: dict[str, Any] = {name: len(split.labels) if split else 0 for name, split in splits.items()}
+        for what, arrays in zip(("pixels", "labels"), zip(*filter(None, splits.values()), strict=True), strict=True):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).data)
+            found[what] = digest.hexdigest()
+        return found
 
 
-def stratified_split(split: Split, held_out: int, seed: int) -> tuple[Split, Split]:
-    """(the rest, `held_out` images) of `split`, each with the class proportions of the whole; the same for the same seed.
+def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """(the rest, `count` images) of `split`, each with the class proportions of the whole; the same for the same seed.
 
-    Raises InputError where `held_out` is less than one image a class or leaves none.
+    No class gives its last image. Raises InputError where `count` is less than one image for each class that can give one, or
+    more than can be given.
     """
     classes, counts = np.unique(split.labels, return_counts=True)
-    if held_out < len(classes) or held_out > len(split.labels) - len(classes):
+    least, most = int((counts > 1).sum()), len(split.labels) - len(classes)
+    if not max(1, least) <= count <= most:
         raise InputError(
-            f"{held_out} of {len(split.labels)} images cannot be held out: with {len(classes)} classes it must be "
-            f"from {len(classes)} to {len(split.labels) - len(classes)}"
+            f"cannot split off {count:,} images: only {len(split.labels):,} are available, and each of the {len(classes)} classes "
+            + (f"needs some on both sides; choose from {least:,} to {most:,}" if most else "has a single one")
         )
     # Each class gives its share rounded down; the classes that lose most by that give one more.
-    shares = counts * held_out / len(split.labels)
+    shares = counts * count / len(split.labels)
     quotas = shares.astype(int)
-    quotas[np.argsort(quotas - shares, kind="stable")[: held_out - quotas.sum()]] += 1
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    quotas = np.minimum(quotas, counts - 1)
+    while (missing := count - quotas.sum()) > 0:  # what classes of few images cannot give, the others do
+        givers = np.flatnonzero(quotas < counts - 1)
+        quotas[givers[np.argsort((quotas - shares)[givers], kind="stable")[:missing]]] += 1
     order = np.random.default_rng(seed).permutation(len(split.labels))
-    is_held = np.zeros(len(order), bool)
+    is_taken = np.zeros(len(order), bool)
     for name, quota in zip(classes, quotas, strict=True):
-        is_held[order[split.labels[order] == name][:quota]] = True
-    return Split(split.images[~is_held], split.labels[~is_held]), Split(split.images[is_held], split.labels[is_held])
+        is_taken[order[split.labels[order] == name][:quota]] = True
+    return Split(split.images[~is_taken], split.labels[~is_taken]), Split(split.images[is_taken], split.labels[is_taken])
 
 
 # File -> MD5, as published with the data sets (torchvision checks the same ones).
@@ -177,6 +206,7 @@ def _mnist(name: str, torchvision_name: str, root: Path, md5: dict[str, str], cl
         Split(train_x.reshape(-1, 28, 28, 1).copy(), train_y.astype(np.int64)),
         Split(test_x.reshape(-1, 28, 28, 1).copy(), test_y.astype(np.int64)),
         classes,
+        flips=name != "mnist",
     )
 
 
@@ -222,7 +252,7 @@ def digits(root: Path) -> ImageDataset:
     train_x, test_x, train_y, test_y = train_test_split(
         images[..., np.newaxis], bunch.target.astype(np.int64), test_size=0.2, stratify=bunch.target, random_state=0
     )
-    return ImageDataset("digits", Split(train_x, train_y), Split(test_x, test_y), tuple("0123456789"))
+    return ImageDataset("digits", Split(train_x, train_y), Split(test_x, test_y), tuple("0123456789"), flips=False)
 
 
 def shapes(root: Path) -> ImageDataset:

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from images.data import ImageDataset, Split
 
 
+FLAT_EVALUATIONS = 20
+"""Evaluations in a row over which a training loss that hardly moves is flat."""
+
+
 @dataclass
 class Evaluation:
-    """One look at the held-out images."""
+    """One evaluation on the validation images."""
 
     step: int
     """Optimizer steps taken."""
@@ -23,11 +27,15 @@ class Evaluation:
     images_seen: int
     learning_rate: float
     train_loss: float
-    """Mean over the batches since the last look, in nats, with label smoothing where there is any."""
+    """Mean over the batches since the last evaluation, in nats, with label smoothing where there is any."""
     train_accuracy: float
     """Likewise, 0 to 1, on the images as augmented."""
     val_loss: float
     val_accuracy: float
+
+    def is_better_than(self, other: Evaluation) -> bool:
+        """Whether the validation accuracy is higher, or the loss smaller with an equal one."""
+        return (self.val_accuracy, -self.val_loss) > (other.val_accuracy, -other.val_loss)
 
 
 @dataclass
@@ -43,10 +51,32 @@ class History:
     reached: bool = False
     """Whether that accuracy was above early_exit_accuracy."""
     images_seen: int = 0
+    kept: str = ""
+    """Which weights were kept in the end, where they are not those of the last evaluation."""
+    kept_accuracy: float | None = None
+    """Their validation accuracy."""
     total_seconds: float = 0.0
     """The clock when training stopped."""
     waiting_seconds: float = field(default=0.0, compare=False)
     """How long of that the loop waited for a batch: for workers, or for its own making of it where there are none."""
+
+    @property
+    def val_accuracy(self) -> float:
+        """Validation accuracy of the weights that are kept, 0 to 1."""
+        return self.evaluations[-1].val_accuracy if self.kept_accuracy is None else self.kept_accuracy
+
+    def evaluations_since_best(self) -> int:
+        """How many evaluations have followed the best one; 0 where the last is the best."""
+        best = 0
+        for i, evaluation in enumerate(self.evaluations):
+            if evaluation.is_better_than(self.evaluations[best]):
+                best = i
+        return max(0, len(self.evaluations) - 1 - best)
+
+    def is_flat(self, least: float) -> bool:
+        """Whether the training loss has moved by less than `least`, in nats, over the last FLAT_EVALUATIONS evaluations."""
+        losses = [evaluation.train_loss for evaluation in self.evaluations[-FLAT_EVALUATIONS:]]
+        return len(losses) == FLAT_EVALUATIONS and max(losses) - min(losses) < least
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
@@ -93,7 +123,7 @@ class Observer:
         """
 
     def evaluated(self, trainer: Training, logits: Tensor) -> None:
-        """The history has a new evaluation; `logits` (N, num_classes), float32, are those of the held-out images."""
+        """The history has a new evaluation; `logits` (N, num_classes), float32, are those of the validation images."""
 
     def saving(self) -> None:
         """A checkpoint is about to be written."""

@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import InputError
 from images.data import ImageDataset, normalise
-from images.own_images import read_image
+from images.files import read_image
 from model import Layer, Net, ResidualPointwiseConv2d
 from utils import hardware, load_weights, resolve_precision
 

@@ -39,6 +39,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtyp
     return Muon(groups, precision, **options) if config.optimizer == "muon" else AdamW(groups, **options)
 
 
+def freeze_features(model: nn.Module) -> None:
+    """Leave all but the last linear or convolution layer of `model` out of training."""
+    last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in last.parameters():
+        parameter.requires_grad_(True)
+
+
 class _Eager:
     """Methods of Optimizer without torch's decorators, which import torch._dynamo when they are first called.
 

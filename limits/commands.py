@@ -70,9 +70,7 @@ def show(model: nn.Module, num_channels: int, blocks: Sequence[str] = ()) -> int
         print(f"torchinfo has no table for this network: {str(error.__cause__ or error).splitlines()[0]}")
     print(format_table(constraints))
     if not blocks and constraints[1].passed is False and "no C1 C2 C3 C4" in constraints[1].value:
-        print(
-            "If its blocks have other names, pass --blocks FIRST,SECOND,THIRD,FOURTH, and optionally a fifth, the output block."
-        )
+        print("If its blocks have other names, pass --blocks FIRST,SECOND,THIRD,FOURTH, and optionally a fifth, the output block.")
     verdicts = {constraint.passed for constraint in constraints}
     return FAILS if False in verdicts else UNKNOWN if None in verdicts else 0
 

@@ -24,9 +24,12 @@ class Evaluate:
     weights: Path
     """A .safetensors file or a checkpoint."""
     dataset: str | None = None
-    """Data set, as for sprint (default: the one the weights were trained on)."""
+    """Data set, as for sprint (default: the one the weights were trained on). All images of a folder without splits are evaluated,
+    unless the weights were trained on that folder."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
+    skip_unreadable: bool = False
+    """Leave unreadable image files out instead of refusing the folder."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
 
@@ -34,7 +37,8 @@ class Evaluate:
         from results import predictions
 
         network = load_network(self.weights, self.device)
-        return predictions.show_accuracy(network, self.dataset or network.card["dataset"], self.data_dir)
+        name = self.dataset or network.card["dataset"]
+        return predictions.show_accuracy(network, name, self.data_dir, skip_unreadable=self.skip_unreadable)
 
 
 @dataclasses.dataclass

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from config import InputError
 from learning.history import History
-from results.report import GREY, data_uri, new_figure, png, render
+from results.canvas import data_uri, new_figure, png
+from results.report import GREY, render
 from utils import load_checkpoint, write_atomically
 
 if TYPE_CHECKING:

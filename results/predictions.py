@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from config import InputError
 from images import data, drawings
-from images.own_images import IMAGE_ENDINGS
+from images.files import IMAGE_ENDINGS, printable, say_left_out, walk_images
+from images.own_images import cut_test_split
 from learning.inference import TrainedNetwork
 from utils import write_atomically
 
@@ -80,12 +82,38 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
     return 1 if faults else 0
 
 
+def load_test_images(network: TrainedNetwork, name: str, data_dir: Path, skip_unreadable: bool = False) -> data.ImageDataset:
+    """The data set of that name, whose test split the network is to be evaluated on.
+
+    Of a folder of classes without splits these are all images, unless the network was trained on a part of them: then it is the
+    part that it was not trained on. Which it is, is said on stderr.
+    """
+    card = network.card
+    dataset = data.load(name, data_dir, card["image_size"][0], skip_unreadable, card["classes"], only_test=True)
+    if len(dataset.train.labels):
+        return dataset
+    whole, known = len(dataset.test.labels), card.get("data")
+    if known and sum(known[part] for part in ("train", "val", "test")) == whole or name == card["dataset"]:
+        train, test = cut_test_split(dataset.test)
+        split = replace(dataset, train=train, test=test)
+        if not known or split.content() == known:
+            print(f"note: the network was trained on images of this folder: {len(test.labels):,} others count", file=sys.stderr)
+            return split
+    print(f"note: all {whole:,} images of the folder count", file=sys.stderr)
+    return dataset
+
+
 def show_accuracy(
-    network: TrainedNetwork, dataset_name: str, data_dir: Path, as_json: bool = False, sheet: Path | None = None
+    network: TrainedNetwork,
+    dataset_name: str,
+    data_dir: Path,
+    as_json: bool = False,
+    sheet: Path | None = None,
+    skip_unreadable: bool = False,
 ) -> int:
     """Print accuracy and loss on the test split of a data set; its first images are those of the contact sheet."""
     card = network.card
-    dataset = data.load(dataset_name, data_dir, card["image_size"][0])
+    dataset = load_test_images(network, dataset_name, data_dir, skip_unreadable)
     loss, accuracy = network.evaluate(dataset)
     count = len(dataset.test.labels)
     card_accuracy = card.get("test_accuracy") if dataset.name == card["dataset"] else None
@@ -155,19 +183,10 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
     found, faults = [], []
     for path in named:
         if os.path.isdir(path):
-            images, others = [], []
-            for folder, folders, files in os.walk(
-                path, onerror=lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
-            ):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(name for name in files if not name.startswith(".")):
-                    (images if name.lower().endswith(IMAGE_ENDINGS) else others).append(Path(folder, name))
-            if others:
-                print(
-                    f"note: {len(others):,} file{'s' * (len(others) > 1)} in {printable(path)} left out, without the ending "
-                    f"of an image, as {printable(others[0])}",
-                    file=sys.stderr,
-                )
+            images, others = walk_images(
+                path, lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
+            )
+            say_left_out(path, others)
             if not images:
                 faults.append(f"{printable(path)} holds no image: none of its files ends in {', '.join(IMAGE_ENDINGS)}")
             found += images
@@ -176,11 +195,6 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
         else:
             faults.append(f"there is no file or folder {printable(path)}")
     return found, faults
-
-
-def printable(path: Path | str) -> str:
-    """`path` for one line of output: what is no printable character is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
 class Table:

@@ -6,15 +6,15 @@ Each `..._figure` function takes plain data and returns a new matplotlib figure,
 
 from __future__ import annotations
 
-import base64
 import io
-import warnings
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from results.canvas import data_uri, new_figure, png
 from utils import write_atomically
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 TRAIN_COLOUR, VAL_COLOUR, GREY = "#0072b2", "#d55e00", "#5f6368"  # blue and vermilion: told apart by the colour-blind
 NUM_MISTAKES = 16
-MAX_NAMED_CLASSES = 20  # with more, neither names nor numbers are legible in a confusion matrix
+MAX_NAMED_CLASSES = 20  # with more, numbers are not legible in the cells of a confusion matrix
+MAX_SIDE = 20  # inches of a confusion matrix: enough for the names of 150 classes
+MIN_FONT = 6  # points
 MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
 
 
@@ -167,33 +169,35 @@ def confusion_figure(
 ) -> Figure | SubFigure:
     """The confusion matrix of N class indices `labels` and `predictions`, each row normalised to the images of its true class.
 
-    Up to 20 classes are named, their cells filled with percentages and counts (where a sub-figure has the room).
+    The axes carry names: all where there is room for them, else every second, third ... one. Up to 20 classes have their cells
+    filled with percentages and counts (where a sub-figure has the room).
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
     from sklearn.metrics import confusion_matrix
 
     num_classes = len(classes)
-    named = num_classes <= MAX_NAMED_CLASSES
-    side = max(5.2, 0.44 * num_classes + 0.8) if named else 4.6
-    figure = into or new_figure(max(side, 5.2), side)
+    has_numbers = num_classes <= MAX_NAMED_CLASSES
+    side = min(MAX_SIDE, max(5.2, (0.44 if has_numbers else 0.13) * num_classes + 0.8))
+    figure = into or new_figure(side, side)
     figure.suptitle("Confusion matrix", fontsize=12, fontweight="bold")
     axes = figure.subplots()
     indices = np.arange(num_classes)
     counts = confusion_matrix(labels, predictions, labels=indices)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if not named:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set(xlabel="predicted class (index)", ylabel="true class (index)")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    room = 72 * 0.72 * min(figure.bbox.width, figure.bbox.height) / figure.dpi / num_classes  # points for each class
+    size = min(9, max(MIN_FONT, 0.85 * room))
+    shown = indices[:: math.ceil(1.15 * size / room)]
+    names = [_short(classes[i]) for i in shown]
+    turn = 45 if has_numbers else 90
+    axes.set_xticks(shown, names, rotation=turn, ha="right", va="center_baseline", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(shown, names, parse_math=False)
+    axes.tick_params(labelsize=size, length=0)
+    if not has_numbers:
         bar = figure.colorbar(picture, ax=axes, shrink=0.8, format=PercentFormatter(1))
         bar.set_label("share of the true class's images")
         return figure
-    axes.set(xlabel="predicted class", ylabel="true class")
-    names = [_short(name) for name in classes]
-    axes.set_xticks(indices, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(indices, names, parse_math=False)
-    axes.tick_params(labelsize=9, length=0)
     cell = 72 * 0.72 * figure.bbox.width / figure.dpi / num_classes  # points; names and margins take the rest of the width
     for true, predicted in np.argwhere(counts) if cell > 18 else ():
         share = shares[true, predicted]
@@ -252,27 +256,6 @@ def per_class_scores(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     return [(float(p), float(r), float(f1), int(support)) for p, r, f1, support in zip(*scores, strict=True)]
 
 
-def png(figure: Figure, dpi: int = 160) -> bytes:
-    """`figure` as a PNG file, byte for byte the same for the same figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    figure.set_dpi(dpi)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # class names in scripts that matplotlib's font lacks
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """`figure` as (H, W, 3) uint8, RGB."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
 def _run_figure(
     title: str, history: History, target: float | None, test: Split, probabilities: np.ndarray, classes: Sequence[str]
 ) -> Figure:
@@ -285,13 +268,6 @@ def _run_figure(
     confusion_figure(test.labels, predictions, classes, into=middle)
     mistakes_figure(test.images, test.labels, probabilities, classes, columns=4, into=right)
     return figure
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A white figure of that size in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), layout="constrained", facecolor="white")
 
 
 def _images_and_time(axes: Axes, history: History) -> None:
@@ -325,11 +301,6 @@ def _thumbnail(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def data_uri(data: bytes) -> str:
-    """A PNG file as an address that holds all of it."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _describe_curves(history: History) -> str:

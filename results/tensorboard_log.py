@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from config import InputError
 from learning.history import Evaluation, Observer, Training
 from results import report
+from results.canvas import pixels
 from utils import demand_writable
 
 EVERY = 10
@@ -101,7 +102,7 @@ class TensorBoardLog(Observer):
         with self._faults_in_one_line():
             self._curves(trainer.history.evaluations[-1])
             figure = report.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes)
-            self.writer.add_image("confusion_matrix", report.pixels(figure), trainer.step, dataformats="HWC")
+            self.writer.add_image("confusion_matrix", pixels(figure), trainer.step, dataformats="HWC")
 
     def saving(self) -> None:
         with self._faults_in_one_line():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lab.experiments.page import Figure
-from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure, new_figure, png
+from results.canvas import new_figure, png
+from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from results.report import data_uri, render
+from results.canvas import data_uri
+from results.report import render
 from utils import ROOT, command_line, hardware, machine, versions, write_atomically
 
 DOCS = ROOT / "docs" / "lab"

@@ -94,7 +94,7 @@ class Transfer(Experiment):
 
         Unreadable files of a folder are left out, which is said on stderr.
         """
-        from images.own_images import load_folder
+        from images.own_images import find_splits, load_folder
         from lab.experiments.pretrained import LEFT_OUT
         from lab.experiments.trainings import class_labels
 
@@ -106,7 +106,7 @@ class Transfer(Experiment):
             if self.image_size < 28:
                 raise InputError(f"--image-size is {self.image_size}: it must be 28 or more")
             target = load_folder(Path(path), self.image_size, skip_unreadable=True)
-            split = partial(resplit, target) if not (Path(path) / "train").is_dir() else lambda seed: target
+            split = partial(resplit, target) if not find_splits(Path(path)) else lambda seed: target
         else:
             target = self.load(self.target)
             split = lambda seed: target  # noqa: E731

@@ -11,7 +11,7 @@ from PIL import Image
 from config import InputError
 from conftest import RNG, random_split
 from images import data
-from images.own_images import read_image
+from images.files import read_image
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
@@ -53,18 +53,13 @@ def test_other_sizes_and_grey_are_brought_to_rgb_of_one_size_and_it_is_said(fold
     assert len(set(dataset.train.images[0, 10, 10])) == 1, "grey stays grey"
     notice = capsys.readouterr().err
     assert all(line.startswith("note:") for line in notice.splitlines())
-    assert "48" in notice and "12 of 12" in notice
+    assert "48" in notice and "18 of 18" in notice
 
 
 def spoil_truncated(folder: Path) -> str:
     victim = folder / "train" / "cat" / "2.png"
     victim.write_bytes(victim.read_bytes()[:1500])
     return "2.png"
-
-
-def spoil_text(folder: Path) -> str:
-    (folder / "train" / "dog" / "notes.txt").write_text("hello")
-    return "notes.txt"
 
 
 def spoil_text_as_png(folder: Path) -> str:
@@ -95,7 +90,7 @@ def spoil_no_test(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoil_truncated, spoil_text, spoil_text_as_png, spoil_empty_class, spoil_one_class, spoil_test_class, spoil_no_test]
+    "spoil", [spoil_truncated, spoil_text_as_png, spoil_empty_class, spoil_one_class, spoil_test_class, spoil_no_test]
 )
 def test_faults_of_a_folder_are_named(folder, spoil):
     word = spoil(folder)

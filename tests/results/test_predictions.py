@@ -16,11 +16,11 @@ import main
 from config import InputError
 from conftest import RNG, ROOT, assert_refused, run_main
 from images import data, drawings
-from images.own_images import read_image
+from images.files import printable, read_image
 from learning.inference import TrainedNetwork, predict_logits
 from model import Net
 from results import commands
-from results.predictions import find_images, printable
+from results.predictions import find_images
 from utils import save_weights
 
 CPU = torch.device("cpu")

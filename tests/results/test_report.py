@@ -16,7 +16,7 @@ from conftest import Tags
 from images.data import Split
 from learning.history import Evaluation, History
 from limits.constraints import Constraint
-from results import report
+from results import canvas, report
 
 PICTURES = ["curves.png", "confusion.png", "mistakes.png", "run.png"]
 CONSTRAINTS = [Constraint("parameters", "196,746", "< 200,000", True), Constraint("receptive field", "39", "> 44", False)]
@@ -238,8 +238,46 @@ def test_confusion_figure_is_normalised_by_row_and_names_its_cells():
 
 def test_confusion_figure_of_many_classes_is_not_cluttered():
     labels = np.arange(100)
-    axes = report.confusion_figure(labels, labels, [f"class {i}" for i in labels]).axes[0]
-    assert not axes.texts and len(axes.get_xticks()) <= 10
+    figure = report.confusion_figure(labels, labels, [f"class {i}" for i in labels])
+    axes = figure.axes[0]
+    canvas.png(figure)  # lays it out
+    assert not axes.texts
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == [f"class {i}" for i in labels]
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        start, size = ("x0", "width") if axis is axes.xaxis else ("y0", "height")
+        along = sorted((getattr(box, start), getattr(box, size)) for box in boxes)
+        assert all(place + length <= following for (place, length), (following, _) in zip(along, along[1:], strict=False))
+
+
+def test_confusion_figure_where_not_all_names_have_room_shows_some_of_them():
+    labels = np.arange(400)
+    figure = canvas.new_figure(16, 7)
+    axes = report.confusion_figure(labels, labels, [f"class {i}" for i in labels], figure.subfigures(1, 2)[0]).axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    step = 400 // len(shown)
+    assert 10 < len(shown) < 100 and shown == [f"class {i}" for i in range(0, 400, step)][: len(shown)]
+    assert axes.get_yticklabels()[0].get_fontsize() >= 6
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_drawn_without_a_warning(caplog):
+    names = ["日本語", "한국어", "العربية", "ไทย", "🐈", "ελληνικά"]
+    figure = report.confusion_figure(np.arange(6), np.arange(6), names)
+    assert canvas.png(figure)[1:4] == b"PNG" and canvas.pixels(figure).shape[2] == 3
+    assert not caplog.records
+
+
+def test_fonts_of_the_machine_are_asked_for_what_matplotlibs_own_lacks(monkeypatch):
+    from types import SimpleNamespace
+
+    from matplotlib import font_manager
+
+    fonts = {"Own": {1, 2}, "Useless": {9}, "Large": {3, 4, 5}, "Small": {5, 6}}
+    listed = SimpleNamespace(ttflist=[SimpleNamespace(name=name, fname=name) for name in fonts])
+    monkeypatch.setattr(font_manager, "fontManager", listed)
+    monkeypatch.setattr(font_manager, "get_font", lambda name: SimpleNamespace(get_charmap=lambda: dict.fromkeys(fonts[name])))
+    assert canvas._families_with(frozenset({3, 4, 5, 6, 7})) == ("Large", "Small")
 
 
 def test_mistakes_figure_shows_image_prediction_and_truth():
@@ -251,7 +289,7 @@ def test_mistakes_figure_shows_image_prediction_and_truth():
 
 
 def test_same_figure_gives_the_same_bytes():
-    first, second = (report.png(report.curves_figure(make_history(3))) for _ in range(2))
+    first, second = (canvas.png(report.curves_figure(make_history(3))) for _ in range(2))
     assert first == second and Image.open(io.BytesIO(first)).format == "PNG"
 
 
@@ -266,10 +304,10 @@ def test_folder_that_cannot_be_written_is_an_input_error(tmp_path):
 def test_import_is_light_and_pyplot_is_never_used():
     code = """
 import sys, numpy as np
-from results import report
+from results import canvas, report
 print([name for name in ("matplotlib", "sklearn", "jinja2", "PIL") if name in sys.modules])
 figure = report.mistakes_figure(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), np.eye(2)[::-1], ["ant", "bee"])
-print(report.png(figure)[1:4].decode(), "matplotlib.pyplot" in sys.modules)
+print(canvas.png(figure)[1:4].decode(), "matplotlib.pyplot" in sys.modules)
 """
     root = Path(report.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

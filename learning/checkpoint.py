@@ -1,0 +1,125 @@
+"""A training's whole state in a file: written after whole steps, and gone on from as if nothing had happened."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import InputError, TrainConfig
+from images.sources import SPLIT_NAMES
+from learning import distributed
+from learning.history import History
+from learning.schedule import cycle_ends, with_other_budget
+from utils import load_checkpoint, random_states, restore_random_states, save_checkpoint
+
+if TYPE_CHECKING:
+    from training import Trainer
+
+BUDGET = ("epochs", "steps")
+FREE = ("workers", "image_size", *BUDGET)
+"""Fields that may be others in a resumed run; the size of the images themselves may not."""
+
+
+def save(trainer: Trainer) -> None:
+    """Write the state of `trainer`. Raises InputError where weights are not finite or the file cannot be written."""
+    trainer.read_losses()
+    state = trainer.trained_model.state_dict()
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise InputError(
+            f"the weights are no longer finite after step {trainer.step}, learning rate {trainer.learning_rate:.3g}: "
+            f"try a lower max_lr{trainer.last_checkpoint()}"
+        )
+    trainer.observer.saving()
+    with distributed.main_first():
+        if distributed.is_main():
+            averaged = trainer.averaged
+            save_checkpoint(
+                trainer.checkpoint_path,
+                {
+                    "card": trainer.card,
+                    "config": asdict(trainer.config),
+                    "model": state,
+                    "step": trainer.step,
+                    "cycle_ends": trainer.cycle_ends,
+                    "trained": trainer.model.state_dict(),
+                    "averaged": averaged.module.state_dict() if averaged else None,
+                    "average_steps": averaged.updates if averaged else 0,
+                    "best": trainer.best,
+                    "optimizer": trainer.optimizer.state_dict(),
+                    "random": random_states(),
+                    "history": asdict(trainer.history),
+                    "running": trainer.running,
+                    "seconds": trainer.clock(),
+                },
+            )
+
+
+def restore(trainer: Trainer) -> None:
+    """Bring `trainer`, which is prepared, to the state in its folder. Raises InputError where there is none or it does not fit."""
+    path = trainer.checkpoint_path
+    if not path or not path.exists():
+        raise InputError(f"nothing to resume: there is no {path}")
+    state = load_checkpoint(path)
+    _demand_same(path, state, trainer.card, asdict(trainer.config))
+    if state["card"].get("teacher_sha256") != trainer.card.get("teacher_sha256"):
+        raise InputError(
+            f"{path} was made with another teacher: the weights in {' or '.join(trainer.config.teacher)} have changed since"
+        )
+    trainer.step, trainer.history = state["step"], History.from_dict(state["history"])
+    was = TrainConfig(**state["config"])
+    ends = state.get("cycle_ends") or cycle_ends(was, trainer.batches.steps_per_epoch)
+    if any(getattr(was, name) != getattr(trainer.config, name) for name in BUDGET):
+        ends = _other_ends(trainer, ends)
+    trainer.cycle_ends, trainer.total_steps = ends, ends[-1]
+    trainer.model.load_state_dict(state["trained"])
+    if trainer.averaged:
+        trainer.averaged.restore(state.get("averaged") or state["model"], state["average_steps"])
+    trainer.best = state.get("best")
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.running, trainer.seconds_before = state["running"], state["seconds"]
+    restore_random_states(state["random"])
+
+
+def _other_ends(trainer: Trainer, was: list[int]) -> list[int]:
+    """The ends of the cycles of a run, so far `was`, with the budget of its configuration now, which is said on stderr."""
+    if trainer.is_over():
+        why = "reached its target" if trainer.history.reached else "stopped early"
+        raise InputError(f"the run {why} after step {trainer.step}, and more epochs change nothing: train anew, into another --out")
+    ends = with_other_budget(was, trainer.step, trainer.cycle_ends[0], trainer.config)
+    how = "another OneCycle over the additional steps" if len(ends) > len(was) else "its OneCycle is stretched to the new budget"
+    print(f"note: the run goes on from step {trainer.step} (of {was[-1]}) to step {ends[-1]}: {how}", file=sys.stderr)
+    return ends
+
+
+def _demand_same(path: Path, state: dict[str, Any], card: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise InputError unless network, data and configuration are those that the checkpoint was made with."""
+    # The data are known by their content: a folder may have moved. Older checkpoints have the name alone.
+    names = () if "data" in state["card"] else (("data set", "dataset"),)
+    for what, key in (*names, ("classes", "classes"), ("size of image", "image_size"), ("network", "net")):
+        was, now = state["card"].get(key), card.get(key)
+        if was != now:
+            raise InputError(f"{path} was made with another {what} ({was}, not {now}): give it another --out")
+    if "data" in state["card"]:
+        was, now = state["card"]["data"], card["data"]
+        for part in ("train", "val", "test"):
+            if was[part] != now[part]:
+                raise InputError(
+                    f"{path} was made with other data: the {SPLIT_NAMES[part]} split had {was[part]:,} images and has "
+                    f"{now[part]:,}; bring them back, or train anew into another --out"
+                )
+        for what in ("labels", "pixels"):
+            if was[what] != now[what]:
+                raise InputError(
+                    f"{path} was made with other data: as many images, but their {what} are others "
+                    "(images or class folders were exchanged); bring them back, or train anew into another --out"
+                )
+    was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
+    changed = [
+        f"{name} was {was[name]}, is {config.get(name, 'gone')}"
+        for name in was
+        if name not in config or was[name] != config[name] and name not in FREE
+    ]
+    if changed:
+        raise InputError(f"{path} was made with another configuration: {'; '.join(changed)}")

@@ -1,0 +1,112 @@
+"""Settings that follow the data: the presets are made for tens of thousands of images, and people come with sixty."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from config import TrainConfig
+from images.data import ImageDataset, Split
+from images.files import some_of
+from learning import distributed
+from learning.schedule import cycle_ends
+
+MIN_STEPS = 300
+"""Optimizer steps that a training makes at least, unless its budget is set by hand."""
+STEPS_PER_EPOCH, MIN_BATCH = 8, 8
+"""Batches get smaller until an epoch has so many, or until they have so few images."""
+SHARE_OF_VALIDATION = 10
+"""One in so many training images, at most, is a validation image."""
+AVERAGED_SHARE = 8
+"""The weights are averaged over the last one in so many steps, at most."""
+FITTED = (
+    "val_images",
+    "batch_size",
+    "images_per_draw",
+    "epochs",
+    "ema_decay",
+    "statistics_images",
+    "whiten_images",
+    "flip",
+    "image_size",
+)
+"""The fields that `fit_to_data` may change."""
+
+
+def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] = ()) -> TrainConfig:
+    """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
+
+    Fields whose names are `given` were set by the user and stay. What was chosen is said in one line on stderr. Data of the size of
+    CIFAR-10 change nothing.
+    """
+    counts = np.bincount(dataset.train.labels)
+    images, processes = len(dataset.train.labels), distributed.size()
+
+    def choose(name: str, value: float) -> float:
+        return getattr(config, name) if name in given else value
+
+    most = images - int(np.count_nonzero(counts))  # every class keeps one to train on
+    val = min(config.val_images, most, max(int((counts > 1).sum()), images // SHARE_OF_VALIDATION))
+    val = len(dataset.val.labels) if dataset.val else choose("val_images", val)
+    rest = images if dataset.val else images - val
+    batch = max(MIN_BATCH, 2 ** int(math.log2(max(1, rest / STEPS_PER_EPOCH))))
+    batch = min(config.batch_size, rest, batch)
+    batch = choose("batch_size", max(processes, batch - batch % processes))
+    fitted = replace(
+        config,
+        val_images=val,
+        batch_size=batch,
+        images_per_draw=choose("images_per_draw", math.gcd(config.images_per_draw, max(1, batch // processes))),
+        statistics_images=choose("statistics_images", min(config.statistics_images, rest)),
+        whiten_images=choose("whiten_images", min(config.whiten_images, rest)),
+        flip=choose("flip", config.flip and dataset.flips),
+        image_size=choose("image_size", dataset.image_size[0]),
+    )
+    steps_per_epoch = max(1, rest // batch)
+    if not config.steps and config.epochs * steps_per_epoch < MIN_STEPS:
+        fitted = replace(fitted, epochs=choose("epochs", math.ceil(MIN_STEPS / steps_per_epoch)))
+    steps = cycle_ends(fitted, steps_per_epoch)[0]
+    fitted = replace(fitted, ema_decay=choose("ema_decay", min(config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps))))
+    _say(config, fitted, dataset, steps)
+    return fitted
+
+
+def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps: int) -> None:
+    """Say in one line what of `fitted` is not as in `config`; how many images there are to normalise by is of no interest."""
+    texts = {
+        "image_size": f"images of {fitted.image_size}x{fitted.image_size} pixels",
+        "val_images": f"{fitted.val_images:,} of them for validation",
+        "batch_size": f"batches of {fitted.batch_size}",
+        "epochs": f"{fitted.epochs:g} epochs ({steps:,} steps)",
+        "ema_decay": f"weights averaged with decay {fitted.ema_decay:.3g}",
+        "flip": "no mirroring",
+    }
+    if dataset.val:
+        texts["val_images"] = f"the {fitted.val_images:,} validation images of the data set"
+    elif not fitted.val_images:
+        texts["val_images"] = "none to spare for validation: the training images stand in, whose accuracy says little"
+    if not dataset.name.startswith("folder:"):
+        texts.pop("image_size")
+    if not (config.augment and config.flip):
+        texts.pop("flip")
+    changed = {name: text for name, text in texts.items() if getattr(config, name) != getattr(fitted, name)}
+    if changed:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        print(
+            f"note: chosen for {len(dataset.train.labels):,} training images: {'; '.join(changed.values())}"
+            f" (yours instead with {options})",
+            file=sys.stderr,
+        )
+
+
+def say_missing_classes(dataset: ImageDataset, val_split: Split) -> None:
+    """List on stderr the classes that have no test or no validation image, of which the accuracy therefore says nothing."""
+    for part, split in (("test", dataset.test), ("validation", val_split)):
+        there = set(split.labels.tolist())
+        missing = [name for label, name in enumerate(dataset.classes) if label not in there]
+        if missing:
+            print(f"note: no {part} image of {some_of(missing)}: the {part} accuracy says nothing of them", file=sys.stderr)
