@@ -54,7 +54,9 @@ def load_folder(
         others = sorted(set(_class_names(folder, least=1)) - set(classes), key=natural)
         if others:
             raise InputError(f"{folder} has classes that are unknown: {some_of(others)}; known are {some_of(classes)}")
-    files = {part: _class_files(folder, classes) for part, folder in (folders or {"all": path}).items()}
+    litter: list[Path] = []
+    files = {part: _class_files(folder, classes, litter) for part, folder in (folders or {"all": path}).items()}
+    say_left_out(path, litter)
     for part in ("train", "all"):
         empty = [name for name, paths in zip(classes, files.get(part, ()), strict=False) if not paths]
         if empty:
@@ -131,7 +133,10 @@ def find_splits(path: Path) -> dict[str, Path]:
 
 
 def _demand_no_other_splits(path: Path, folders: list[Path]) -> None:
-    """Raise InputError where folders that would be taken for classes have the same folders in them, which must be the classes."""
+    """Raise InputError where folders that would be taken for classes are called like splits (seg_train) and have the same folders
+    in them, which must be the classes."""
+    if not all(any(word in folder.name.casefold() for word in ("train", "test", "val")) for folder in folders):
+        return
     inside = [{folder.name for folder in _subfolders(folder)} for folder in folders]
     alike = len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside)
     if alike and not any(_holds_images(folder, deep=False) for folder in folders):
@@ -148,18 +153,18 @@ def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _class_files(folder: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """The image files of each class, those in folders within too; what else lies there is left out, which is said."""
+def _class_files(folder: Path, classes: Sequence[str], litter: list[Path]) -> list[list[Path]]:
+    """The image files of each class, those in folders within too; other files are added to `litter`."""
     beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path.name)]
-    litter = [path for path in beside if not path.name.lower().endswith(IMAGE_ENDINGS)]
-    if len(litter) < len(beside):
-        print(f"note: {len(beside) - len(litter):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    images = [path for path in beside if path.name.lower().endswith(IMAGE_ENDINGS)]
+    if images:
+        print(f"note: {len(images):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    litter += [path for path in beside if path not in images]
     found = []
     for name in classes:
         images, others = walk_images(folder / name)
         found.append(images)
         litter += others
-    say_left_out(folder, litter)
     return found
 
 
