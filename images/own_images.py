@@ -23,7 +23,7 @@ SPLITS = {
 }
 """Name of a folder, in lower case -> the split that it holds."""
 SIDES = (32, 48, 64)
-"""Sides in pixels from which that of a data set is chosen. Larger ones train slower and, from scratch on few images, no better."""
+"""Sides in pixels from which that of a data set is chosen: up to what one unit of the network's last maps sees, 66 pixels."""
 MEASURED = 200  # files whose size is looked at for that, at most
 
 
@@ -94,20 +94,26 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _holds_images(folder: Path, deep: bool = True) -> bool:
     """Whether there are images in `folder` itself; with `deep`, in the folders within too."""
-    paths = walk_images(folder)[0]
-    return bool(paths) if deep else any(path.parent == folder for path in paths)
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if deep and not is_hidden(name)]
+        if any(name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name) for name in files):
+            return True
+    return False
 
 
 def find_splits(path: Path) -> dict[str, Path]:
     """Split -> its folder, "train" and "test" at least, or nothing where the folders in `path` are classes.
 
-    A folder is a split by its name, in any capitalisation, if it has folders of images and no images beside them: else it is a
-    class that happens to be called train. Raises InputError, with what was found and what to rename, where a split is missing.
+    A folder is a split by its name, in any capitalisation, if it has folders of images; not if there are images beside these and
+    other folders of images beside it: then it is a class that happens to be called train. Raises InputError, with what was found
+    and what to rename, where a split is missing.
     """
-    folders = _subfolders(path)
+    folders = [folder for folder in _subfolders(path) if _holds_images(folder)]
+    called = [folder for folder in folders if folder.name.casefold() in SPLITS]
+    with_classes = [folder for folder in called if any(map(_holds_images, _subfolders(folder)))]
     found: dict[str, list[Path]] = {}
-    for folder in folders:
-        if folder.name.casefold() in SPLITS and not _holds_images(folder, deep=False) and _subfolders(folder):
+    for folder in with_classes:
+        if len(with_classes) == len(folders) or not _holds_images(folder, deep=False):
             found.setdefault(SPLITS[folder.name.casefold()], []).append(folder)
     if not found:
         _demand_no_other_splits(path, folders)
@@ -119,7 +125,12 @@ def find_splits(path: Path) -> dict[str, Path]:
                 f"{names}: {' and '.join(p.name for p in several)} both name the {SPLIT_NAMES[part]} split; rename one"
             )
     splits = {part: several[0] for part, several in found.items()}
-    others = [folder.name for folder in folders if folder not in splits.values() and _holds_images(folder)]
+    others = [folder.name for folder in folders if folder not in splits.values()]
+    for folder in called:
+        if folder not in with_classes and SPLITS[folder.name.casefold()] not in splits:
+            raise InputError(
+                f"the images in {folder} lie in no class folders: sort them into {folder}/CLASS, or move {folder} away"
+            )
     if "train" not in splits:
         raise InputError(f"{names}, no train folder: rename the one with the training images to train")
     if "test" not in splits and "val" not in splits:

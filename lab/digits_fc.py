@@ -16,7 +16,7 @@ from lab.experiment import Images, Outcome, Part, difference, percent, run_parts
 from lab.figures import confusion, image_grid, loss_and_accuracy
 from lab.models import FC_only
 from lab.page import Figure, Page, Table
-from training import FLAT_EVALUATIONS
+from learning.history import FLAT_EVALUATIONS
 
 if TYPE_CHECKING:
     from lab.experiments import Digits

@@ -64,6 +64,17 @@ def test_splits_that_are_missing_name_what_was_found(tmp_path, folders, words):
         assert word in str(error.value)
 
 
+def test_loose_images_in_a_split(tmp_path, capsys):
+    write_splits(tmp_path, "train", "val")
+    write_images(tmp_path / "test", 3)
+    with pytest.raises(InputError, match="the images in .*test lie in no class folders: sort them"):
+        load_folder(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "train" / "cat" / "more")
+    write_images(tmp_path / "train", 2)
+    assert len(load_folder(tmp_path).train.labels) == 7
+    assert "2 images in" in capsys.readouterr().err
+
+
 def test_other_folders_beside_splits_are_left_out_and_said(tmp_path, capsys):
     write_splits(tmp_path, "train", "test")
     write_images(tmp_path / "unsorted", 3)
