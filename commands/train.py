@@ -100,7 +100,7 @@ class Train:
         if start:
             take_weights(model, start, dataset, self.init)
         if is_trained:
-            about |= {"init": before.get("init", str(self.init)), "mean": before["mean"], "std": before["std"]}
+            about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         log = None
         if self.tensorboard and distributed.is_main():

@@ -23,7 +23,7 @@ SPLITS = {
 }
 """Name of a folder, in lower case -> the split that it holds."""
 SIDES = (32, 48, 64)
-"""Sides in pixels from which that of a data set is chosen. Larger ones train slower and, from scratch on few images, no better."""
+"""Sides in pixels from which that of a data set is chosen: up to what one unit of the network's last maps sees, 66 pixels."""
 MEASURED = 200  # files whose size is looked at for that, at most
 
 
@@ -54,7 +54,9 @@ def load_folder(
         others = sorted(set(_class_names(folder, least=1)) - set(classes), key=natural)
         if others:
             raise InputError(f"{folder} has classes that are unknown: {some_of(others)}; known are {some_of(classes)}")
-    files = {part: _class_files(folder, classes) for part, folder in (folders or {"all": path}).items()}
+    litter: list[Path] = []
+    files = {part: _class_files(folder, classes, litter) for part, folder in (folders or {"all": path}).items()}
+    say_left_out(path, litter)
     for part in ("train", "all"):
         empty = [name for name, paths in zip(classes, files.get(part, ()), strict=False) if not paths]
         if empty:
@@ -92,20 +94,26 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _holds_images(folder: Path, deep: bool = True) -> bool:
     """Whether there are images in `folder` itself; with `deep`, in the folders within too."""
-    paths = walk_images(folder)[0]
-    return bool(paths) if deep else any(path.parent == folder for path in paths)
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if deep and not is_hidden(name)]
+        if any(name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name) for name in files):
+            return True
+    return False
 
 
 def find_splits(path: Path) -> dict[str, Path]:
     """Split -> its folder, "train" and "test" at least, or nothing where the folders in `path` are classes.
 
-    A folder is a split by its name, in any capitalisation, if it has folders of images and no images beside them: else it is a
-    class that happens to be called train. Raises InputError, with what was found and what to rename, where a split is missing.
+    A folder is a split by its name, in any capitalisation, if it has folders of images; not if there are images beside these and
+    other folders of images beside it: then it is a class that happens to be called train. Raises InputError, with what was found
+    and what to rename, where a split is missing.
     """
-    folders = _subfolders(path)
+    folders = [folder for folder in _subfolders(path) if _holds_images(folder)]
+    called = [folder for folder in folders if folder.name.casefold() in SPLITS]
+    with_classes = [folder for folder in called if any(map(_holds_images, _subfolders(folder)))]
     found: dict[str, list[Path]] = {}
-    for folder in folders:
-        if folder.name.casefold() in SPLITS and not _holds_images(folder, deep=False) and _subfolders(folder):
+    for folder in with_classes:
+        if len(with_classes) == len(folders) or not _holds_images(folder, deep=False):
             found.setdefault(SPLITS[folder.name.casefold()], []).append(folder)
     if not found:
         _demand_no_other_splits(path, folders)
@@ -117,7 +125,12 @@ def find_splits(path: Path) -> dict[str, Path]:
                 f"{names}: {' and '.join(p.name for p in several)} both name the {SPLIT_NAMES[part]} split; rename one"
             )
     splits = {part: several[0] for part, several in found.items()}
-    others = [folder.name for folder in folders if folder not in splits.values() and _holds_images(folder)]
+    others = [folder.name for folder in folders if folder not in splits.values()]
+    for folder in called:
+        if folder not in with_classes and SPLITS[folder.name.casefold()] not in splits:
+            raise InputError(
+                f"the images in {folder} lie in no class folders: sort them into {folder}/CLASS, or move {folder} away"
+            )
     if "train" not in splits:
         raise InputError(f"{names}, no train folder: rename the one with the training images to train")
     if "test" not in splits and "val" not in splits:
@@ -131,7 +144,10 @@ def find_splits(path: Path) -> dict[str, Path]:
 
 
 def _demand_no_other_splits(path: Path, folders: list[Path]) -> None:
-    """Raise InputError where folders that would be taken for classes have the same folders in them, which must be the classes."""
+    """Raise InputError where folders that would be taken for classes are called like splits (seg_train) and have the same folders
+    in them, which must be the classes."""
+    if not all(any(word in folder.name.casefold() for word in ("train", "test", "val")) for folder in folders):
+        return
     inside = [{folder.name for folder in _subfolders(folder)} for folder in folders]
     alike = len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside)
     if alike and not any(_holds_images(folder, deep=False) for folder in folders):
@@ -148,18 +164,18 @@ def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _class_files(folder: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """The image files of each class, those in folders within too; what else lies there is left out, which is said."""
+def _class_files(folder: Path, classes: Sequence[str], litter: list[Path]) -> list[list[Path]]:
+    """The image files of each class, those in folders within too; other files are added to `litter`."""
     beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path.name)]
-    litter = [path for path in beside if not path.name.lower().endswith(IMAGE_ENDINGS)]
-    if len(litter) < len(beside):
-        print(f"note: {len(beside) - len(litter):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    images = [path for path in beside if path.name.lower().endswith(IMAGE_ENDINGS)]
+    if images:
+        print(f"note: {len(images):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    litter += [path for path in beside if path not in images]
     found = []
     for name in classes:
         images, others = walk_images(folder / name)
         found.append(images)
         litter += others
-    say_left_out(folder, litter)
     return found
 
 

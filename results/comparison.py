@@ -53,7 +53,7 @@ class Run:
         return self.card.get("test_accuracy", self.history.test_accuracy)
 
     def cells(self) -> tuple[str, ...]:
-        """What stands in COLUMNS; losses in nats, as they were at the last look at the held-out images."""
+        """What stands in COLUMNS; losses in nats, as they were at the last evaluation on the validation images."""
         name, evaluations = (self.name if self.is_finished else f"{self.name} (unfinished)"), self.history.evaluations
         looked = ("-",) * 5
         if evaluations:
@@ -171,7 +171,7 @@ def _describe(runs: Sequence[Run]) -> str:
     """The plot in words, for those who cannot see it."""
     ends = [(run.history.evaluations[-1], run) for run in runs if run.history.evaluations]
     if not ends:
-        return "No run has looked at its held-out images yet."
+        return "No run has been evaluated on its validation images yet."
     return (
         "Validation accuracy at the last look: "
         + "; ".join(

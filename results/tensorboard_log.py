@@ -38,7 +38,7 @@ class TensorBoardLog(Observer):
     loss/..., accuracy/...  training (mean since the last look), validation                        each look
     learning_rate           of the step before                                                     each look
     weights/, gradients/    histogram of each parameter, and of its gradient in the step before    each look
-    confusion_matrix        of the held-out images                                                 each look
+    confusion_matrix        of the validation images                                               each evaluation
     augmented_images        the first batch as the network is given it                             first step
     graph, hparams          the network; configuration of the run                                  start
     test/...                loss and accuracy                                                      end

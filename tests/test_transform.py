@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from transform import HOLE_FRACTION, BatchAugmentation, eval_transform, train_transform
+from transform import HOLE_FRACTION, PARTS, BatchAugmentation, eval_transform, train_transform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 MEAN_BYTES = (128, 102, 76)
@@ -213,3 +213,14 @@ if __name__ == "__main__":
 """)
     result = subprocess.run([sys.executable, "-W", "always::UserWarning", script], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("part", "step"), [("flip", "HorizontalFlip"), ("shift_scale_rotate", "ShiftScaleRotate"), ("dropout", "CoarseDropout")]
+)
+def test_each_part_has_a_switch(part, step):
+    others = [name for name in PARTS if name != part]
+    for transform in (train_transform(MEAN, STD, parts=others), BatchAugmentation(MEAN, 1.0, 2, others)):
+        transform.set_random_seed(0)
+        steps = [type(step).__name__ for step in transform._pipeline.transforms]
+        assert step not in steps and len([name for name in steps if name not in ("Normalize", "ToTensorV2")]) == 2

@@ -105,7 +105,7 @@ def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
 
 def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     """The page of such an experiment: set-up, curves, numbers, confusions, and what they show."""
-    from training import FLAT_EVALUATIONS
+    from learning.history import FLAT_EVALUATIONS
 
     images, config, first = parts[0].images, parts[0].config, outcomes[0]
     classes, labels = images.dataset.classes, images.dataset.test.labels

@@ -1,0 +1,165 @@
+"""Training on a user's own images, as one command: defaults that fit, resuming by content, trained weights to start from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from commands.train import train_defaults
+from config import InputError
+from utils import load_checkpoint, load_weights
+
+
+def write_colours(root: Path, count: int, names: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0) -> Path:
+    """`count` images of each colour with noise, of differing sizes."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(0, 90, (rng.integers(30, 46), rng.integers(30, 46), 3), dtype=np.uint8)
+            pixels[..., {"red": 0, "green": 1, "blue": 2}[name]] += 120
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of 10 images a class, and the folder of a finished training on it."""
+    root = tmp_path_factory.mktemp("own")
+    photos, out = write_colours(root / "photos", 10), root / "run"
+    assert run("train", "--dataset", f"folder:{photos}", "--epochs", 4, "--out", out) == 0
+    return photos, out
+
+
+def test_the_command_of_the_readme(trained, capsys):
+    _, out = trained
+    card = json.loads((out / "model.json").read_text())
+    assert card["test_accuracy"] > 0.6 and card["image_size"] == [32, 32]
+    config = load_checkpoint(out / "checkpoint.pt")["config"]
+    assert (config["epochs"], config["val_images"], config["batch_size"], config["image_size"]) == (4, 3, 8, 32)
+
+
+def test_two_images_a_class(tmp_path, capsys):
+    photos = write_colours(tmp_path / "photos", 2, ("green", "red"))
+    assert run("train", "--dataset", f"folder:{photos}", "--epochs", 2, "--out", tmp_path / "run", "--report") == 0
+    output, errors = capsys.readouterr()
+    assert "test accuracy" in output and "the training images stand in" in errors
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("arguments", [("sprint", "--target", "0.01"), ("train", "--steps", "2")])
+def test_small_arrays(tmp_path, monkeypatch, arguments, capsys):
+    from commands import sprint
+
+    labels = np.arange(30) % 3
+    images = np.repeat(np.array([20, 120, 220], np.uint8)[labels], 28 * 28).reshape(30, 28, 28)
+    np.savez(tmp_path / "own.npz", train_x=images, train_y=labels, test_x=images[:6] + 1, test_y=labels[:6])
+    monkeypatch.setattr(sprint, "ROOT", tmp_path)
+    more = ("--out", tmp_path) if arguments[0] == "train" else ()
+    assert run(*arguments, "--dataset", f"npz:{tmp_path / 'own.npz'}", *more) == 0
+    assert "chosen for 30 training images" in capsys.readouterr().err
+
+
+def test_budget_that_the_user_sets_wins_over_the_presets():
+    assert (train_defaults(["train", "--preset", "sprint", "--epochs", "2"]).config.steps) == 0
+    assert (train_defaults(["train", "--preset=sprint"]).config.steps) == 40
+    with pytest.raises(InputError, match="--epochs and --steps are two ways"):
+        train_defaults(["train", "--epochs", "2", "--steps=7"])
+    assert train_defaults(["train", "--no-flip", "--max-lr", "1"]).given == ("flip", "max_lr")
+
+
+def test_evaluate_takes_all_images_of_a_new_folder(trained, tmp_path, capsys):
+    photos, out = trained
+    new = write_colours(tmp_path / "new", 4, ("green", "red"), seed=1)
+    weights = ("--weights", out / "model.safetensors", "--dataset")
+    assert run("evaluate", *weights, f"folder:{new}") == 0
+    output, errors = capsys.readouterr()
+    assert "on the 8 test images" in output and "all 8 images of the folder count" in errors
+    # Those that it was trained on do not count, wherever they lie now.
+    shutil.copytree(photos, tmp_path / "moved")
+    for place in (photos, tmp_path / "moved"):
+        assert run("evaluate", *weights, f"folder:{place}") == 0
+        output, errors = capsys.readouterr()
+        assert "on the 6 test images" in output and "trained on images of this folder: 6 others count" in errors
+    assert run("evaluate", *weights, f"folder:{write_unknown(tmp_path / 'unknown')}") == 2
+    assert "classes that are unknown: emu; known are blue, green, red" in capsys.readouterr().err
+
+
+def write_unknown(root: Path) -> Path:
+    (root / "emu").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(root / "emu" / "0.png")
+    return root
+
+
+def test_resume_goes_on_with_moved_images_and_other_epochs(trained, tmp_path, monkeypatch, capsys):
+    photos, out = trained
+    shutil.copytree(out, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--dataset", "folder:moved", "--out", "run", "--resume")
+    assert run(*command, "--epochs", 7) == 0
+    errors = capsys.readouterr().err
+    steps = load_checkpoint(out / "checkpoint.pt")["step"]
+    assert f"from step {steps} (of {steps}) to step {steps // 4 * 7}: another OneCycle" in errors
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == steps // 4 * 7 and state["cycle_ends"] == [steps, steps // 4 * 7]
+    assert run(*command) == 0  # finished, and known to be
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == steps // 4 * 7
+    assert run(*command, "--epochs", 5) == 2
+    assert "choose more --epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["deleted", "swapped"])
+def test_resume_refuses_other_images(trained, tmp_path, change, capsys):
+    photos, out = trained
+    shutil.copytree(out, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "photos")
+    if change == "deleted":
+        for name in ("red", "green", "blue"):
+            (tmp_path / "photos" / name / "3.png").unlink()
+    else:
+        for old, new in (("red", "x"), ("green", "red"), ("x", "green")):
+            (tmp_path / "photos" / old).rename(tmp_path / "photos" / new)
+    assert run("train", "--dataset", f"folder:{tmp_path / 'photos'}", "--out", tmp_path / "run", "--resume", "--epochs", 4) == 2
+    assert {"deleted": "training split had 24 images and has", "swapped": "pixels are others"}[change] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_training_from_trained_weights(trained, tmp_path, freeze, capsys):
+    photos, out = trained
+    two = write_colours(tmp_path / "two", 5, ("green", "red"), seed=2)
+    command = ["train", "--dataset", f"folder:{two}", "--init", out / "model.safetensors", "--out", tmp_path / "run"]
+    assert run(*command, "--epochs", 2, *["--freeze"] * freeze) == 0
+    assert "its last layer is replaced by a new one" in capsys.readouterr().err
+    (before, old_card), (after, card) = (
+        load_weights(out / "model.safetensors"),
+        load_weights(tmp_path / "run" / "model.safetensors"),
+    )
+    features = [name for name in before if not name.startswith("O.")]
+    assert all(torch.equal(before[name], after[name]) for name in features) == freeze
+    assert torch.equal(before["C1.0.weight"], after["C1.0.weight"])  # the stem is not whitened anew
+    assert after["O.2.weight"].shape[0] == 2
+    assert (card["mean"], card["std"], card["init"]) == (old_card["mean"], old_card["std"], str(out / "model.safetensors"))
+    assert run(*command, "--epochs", 3, *["--freeze"] * freeze, "--resume") == 0
+
+
+def test_trained_weights_of_the_same_classes_keep_their_last_layer(trained, tmp_path, capsys):
+    photos, out = trained
+    again = ("train", "--dataset", f"folder:{photos}", "--init", out / "model.safetensors", "--out", tmp_path)
+    assert run(*again, "--steps", 1, "--max-lr", 1e-9, "--ema-decay", 0) == 0
+    assert "new one" not in capsys.readouterr().err
+    before, after = load_weights(out / "model.safetensors")[0], load_weights(tmp_path / "model.safetensors")[0]
+    torch.testing.assert_close(before["O.2.weight"], after["O.2.weight"], atol=1e-6, rtol=0)
+    assert run("train", "--dataset", f"folder:{photos}", "--freeze", "--out", tmp_path / "other") == 2
+    assert "--init" in capsys.readouterr().err
