@@ -180,6 +180,7 @@ def load(folder: Path, num_channels: int, num_classes: int, seed: int, reached: 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    sys.argv[:] = ["main.py"]  # as in the course: a submission that parses its arguments finds none
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry).resolve() not in (here, here.parent))]
     model_class = importlib.import_module("model").Model

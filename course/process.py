@@ -10,6 +10,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import time
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course.sandbox import Sandbox
+from course.sandbox import ROOMS, Sandbox, control_group
+from course.text import printable
 
 PR_SET_CHILD_SUBREAPER = 36
 TICK = 0.5  # seconds between two looks at what the processes use
 MAX_MESSAGE = 100_000  # bytes
+BUFFER = 212_992  # bytes that the kernel may hold for a pipe or a socket
 HEAD, TAIL = 4_000, 16_000  # bytes of the output that are kept
 
 
@@ -39,12 +42,12 @@ class Limits:
     """What a submission may use. Threads, open files and the size of a single file are limited by the kernel."""
 
     memory: int
-    """Bytes, of each process (kernel) and of all together (watched)."""
+    """Bytes, of each process (kernel) and of all together, with what they write in namespaces (control group, or watched)."""
     processes: int = 64
     output: int = 16_000_000
     """Bytes printed."""
     disk: int = 1_000_000_000
-    """Bytes in its folder and in /tmp, together."""
+    """Bytes in its folder, /tmp and /dev/shm, together."""
     files: int = 10_000
 
     def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
@@ -83,6 +86,7 @@ class Process:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
         self.begin("starting", float("inf"))
         self.inbox, self.room = bytearray(), 0
+        self.is_ready, self.rooms, self.given = False, [], set()
         self.head, self.tail, self.printed = bytearray(), bytearray(), 0
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
@@ -90,7 +94,8 @@ class Process:
             self.others = _descendants(os.getpid())
         self.channel, theirs = socket.socketpair()
         try:
-            self.popen = sandbox.start(arguments(theirs.fileno()), work, [theirs.fileno()], **start_options)
+            group = control_group(limits.memory, limits.processes + 256)
+            self.popen = sandbox.start(arguments(theirs.fileno()), work, [theirs.fileno()], group=group, **start_options)
         finally:
             theirs.close()
         self.channel.setblocking(False)
@@ -107,7 +112,10 @@ class Process:
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         text = json.dumps(message).encode()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+        ancillary = []
+        if fd is not None:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            self.given.add((os.fstat(fd).st_dev, os.fstat(fd).st_ino))
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # what is wrong shows when we receive
             self.channel.sendmsg([struct.pack("!I", len(text)) + text], ancillary)
 
@@ -136,6 +144,7 @@ class Process:
                 raise Failure(printable(str(message["reason"])))
             if message["at"] not in stages:
                 raise ValueError
+            self.is_ready = True
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Failure("it disturbed the messages to the grader") from None
         if len(self.inbox) < 4 + length + raw:
@@ -160,7 +169,11 @@ class Process:
 
     def _read_channel(self) -> None:
         try:
-            data = self.channel.recv(1 << 20)
+            if self.is_ready:
+                data = self.channel.recv(1 << 20)  # files that a submission sends are dropped
+            else:
+                data, folders, *_ = socket.recv_fds(self.channel, 1 << 20, len(ROOMS))
+                self.rooms += folders
         except ConnectionResetError:
             data = b""
         self.inbox += data
@@ -189,36 +202,80 @@ class Process:
         number = -status if status < 0 else status - 128
         if number == signal.SIGXCPU:
             return "used up its processor time"
+        if number == signal.SIGKILL:
+            return "was ended by SIGKILL (perhaps it used more memory than allowed)"
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(number).name}"
         return f"ended by itself (exit status {status})"
 
     def _check_use(self) -> None:
         processes = self._members()
-        if len(processes) <= self.limits.processes and sum(map(_resident, processes)) > self.limits.memory:
-            # Perhaps they share much of it. To find out takes long, during which they must not multiply.
-            processes = self._freeze()
-            if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > self.limits.memory:
-                raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
-            for pid in processes:
-                _signal(pid, signal.SIGCONT)
+        written, count = self._written()
+        if len(processes) <= self.limits.processes:
+            kept = written + self._kept_by_descriptors(processes)  # in memory, or on a disk that has as much to spare
+            if kept > self.limits.disk or count > self.limits.files:
+                raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
+            memory = self.limits.memory - (kept if self.rooms else kept - written)
+            if sum(map(_resident, processes)) > memory:
+                # Perhaps they share much of it. To find out takes long, during which they must not multiply.
+                processes = self._freeze()
+                if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > memory:
+                    raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
+                for pid in processes:
+                    _signal(pid, signal.SIGCONT)
         if len(processes) > self.limits.processes:
             raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
+        if not all(map(_keeps_to_our_cores, processes)):
+            raise Failure(f"it took more cores than it was given while {self.doing}")
+
+    def _written(self) -> tuple[int, int]:
+        """Bytes and number of all files that it has written; Failure where that cannot be told."""
+        if self.rooms:  # file systems of its own, which know it, also of files without a name
+            rooms = list(map(os.statvfs, self.rooms))
+            return sum((r.f_blocks - r.f_bfree) * r.f_frsize for r in rooms), sum(r.f_files - r.f_ffree for r in rooms)
+
+        def hidden(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # else removed meanwhile
+                raise error
+
         size = count = 0
-        with contextlib.suppress(RecursionError):  # so deep before Python 3.12; what is below is not counted
-            for folder, folders, files in os.walk(self.work):
+        try:
+            for folder, folders, files in os.walk(self.work, onerror=hidden):
                 count += len(folders) + len(files)
-                for name in files if count <= self.limits.files else ():
-                    with contextlib.suppress(OSError):
+                if count > self.limits.files:
+                    break
+                for name in files:
+                    with contextlib.suppress(FileNotFoundError):
                         size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        if count > self.limits.files or size > self.limits.disk:
-            raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
+        except (OSError, RecursionError) as error:  # a path too long, a folder closed to us; deep before Python 3.12
+            raise Failure(f"it made folders that cannot be counted while {self.doing} ({type(error).__name__})") from None
+        return size, count
+
+    def _kept_by_descriptors(self, processes: set[int]) -> int:
+        """Bytes in files without a name that are still open, in memory or on disk, and in pipes and sockets."""
+        rooms = {os.fstat(fd).st_dev for fd in self.rooms}  # counted as written
+        sizes: dict[tuple[int, int], int] = {}
+        for pid in processes:
+            with contextlib.suppress(OSError):  # it has ended
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        file = os.stat(f"/proc/{pid}/fd/{name}")
+                        if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev not in rooms:
+                            sizes[file.st_dev, file.st_ino] = file.st_blocks * 512
+                        elif stat.S_ISFIFO(file.st_mode) or stat.S_ISSOCK(file.st_mode):
+                            sizes[file.st_dev, file.st_ino] = BUFFER
+        return sum(size for inode, size in sizes.items() if inode not in self.given)
 
     def _members(self) -> set[int]:
         """The process, without namespaces also those that it started and that have since lost their parent."""
         if self.sandbox.has_namespaces:
             return _descendants(self.popen.pid)
         return _descendants(os.getpid()) - self.others
+
+    def processor_seconds(self) -> float:
+        """What its processes have used so far, with those that have ended."""
+        stats = filter(None, map(_stat, self._members()))
+        return sum(int(ticks) for fields in stats for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
     def log(self) -> str:
         """The first and last of what it printed."""
@@ -248,6 +305,8 @@ class Process:
         self.selector.close()
         self.channel.close()
         self.popen.stdout.close()
+        for folder in self.rooms:
+            os.close(folder)
 
     def _freeze(self) -> set[int]:
         """Stop it and all that it started; returns them all."""
@@ -269,16 +328,6 @@ class Process:
         for pid in known - {self.popen.pid}:
             with contextlib.suppress(ChildProcessError):  # what has lost its parent is ours
                 os.waitpid(pid, os.WNOHANG)
-
-
-def printable(text: str, longest: int = 300, lines: bool = False) -> str:
-    """`text` without what could command a terminal, on one line unless `lines`, cut to so many characters."""
-    kept = "".join(
-        c if c.isprintable() or (lines and c in "\n\t") else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\r\n", "\n").replace("\r", "\n")
-    )
-    kept = kept if lines else " ".join(kept.split())
-    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def _signal(pid: int, number: int) -> None:
@@ -311,6 +360,13 @@ def _descendants(ancestor: int) -> set[int]:
         found |= new
         new = {pid for pid, parent in parents.items() if parent in new} - found
     return found - {os.getpid()}
+
+
+def _keeps_to_our_cores(pid: int) -> bool:
+    """Whether no thread of the process may run on a core that is not the grader's."""
+    with contextlib.suppress(OSError):
+        return all(os.sched_getaffinity(int(thread)) <= os.sched_getaffinity(0) for thread in os.listdir(f"/proc/{pid}/task"))
+    return True
 
 
 def _resident(pid: int) -> int:
