@@ -256,7 +256,7 @@ class Store:
             raise
 
     def _say_if_full(self, error: sqlite3.DatabaseError) -> None:
-        """Raise InputError where the reason is that there is no room on the disk; what was to be written is not, all else is kept."""
+        """Raise InputError where the reason is that there is no room on the disk; all that was written before is kept."""
         if "disk is full" in str(error) or ("disk I/O" in str(error) and shutil.disk_usage(self.path.parent).free < 1 << 20):
             raise InputError(f"the disk is full: {self.path} is as it was before; make room and start again") from error
 

@@ -263,9 +263,11 @@ def _importing_from(folder: Path) -> Iterator[None]:
     for name in hidden:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # a file that parses its arguments gets none of ours
     try:
         yield
     finally:
+        sys.argv = arguments
         sys.path.remove(str(folder))
         for name in [name for name in sys.modules if name.partition(".")[0] in shadowed]:
             del sys.modules[name]
