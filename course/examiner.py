@@ -73,7 +73,7 @@ class Run:
 
 
 class Exam:
-    """A data set as it is handed to submissions, and how they are run. To be closed.
+    """A data set as it is handed to submissions, and how they are run.
 
     Args:
         dataset: the training split is given away, of the test split only the images.
