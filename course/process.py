@@ -266,15 +266,15 @@ class Process:
                             sizes[file.st_dev, file.st_ino] = BUFFER
         return sum(size for inode, size in sizes.items() if inode not in self.given)
 
-    def _members(self) -> set[int]:
-        """The process, without namespaces also those that it started and that have since lost their parent."""
+    def _members(self, ended: bool = False) -> set[int]:
+        """The process and all that it started; `ended` ones, too, that nobody has waited for."""
         if self.sandbox.has_namespaces:
-            return _descendants(self.popen.pid)
-        return _descendants(os.getpid()) - self.others
+            return _descendants(self.popen.pid, ended)
+        return _descendants(os.getpid(), ended) - self.others  # what has lost its parent is ours
 
     def processor_seconds(self) -> float:
         """What its processes have used so far, with those that have ended."""
-        stats = filter(None, map(_stat, self._members()))
+        stats = filter(None, map(_stat, self._members(ended=True)))
         return sum(int(ticks) for fields in stats for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
     def log(self) -> str:
@@ -348,12 +348,12 @@ def _is_alive(pid: int) -> bool:
     return bool(fields := _stat(pid)) and fields[0] not in "ZX"
 
 
-def _descendants(ancestor: int) -> set[int]:
-    """The live processes that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
+def _descendants(ancestor: int, ended: bool = False) -> set[int]:
+    """The live processes (`ended` ones, too) that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
     parents = {
         int(name): int(fields[1])
         for name in os.listdir("/proc")
-        if name.isdigit() and (fields := _stat(name)) and fields[0] not in "ZX"
+        if name.isdigit() and (fields := _stat(name)) and (ended or fields[0] not in "ZX")
     }
     found, new = set(), {ancestor} & set(parents)
     while new:

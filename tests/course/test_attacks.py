@@ -113,11 +113,14 @@ if pid:
 def burn():
     end = time.process_time() + 0.5
     while time.process_time() < end: pass
-threading.Thread(target=burn).start()
-if os.fork() == 0:
+thread = threading.Thread(target=burn)
+thread.start()
+pid = os.fork()
+if pid == 0:
     burn()
     os._exit(0)
-time.sleep(2)
+thread.join()
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 """,
         "graded",
         "",

@@ -141,7 +141,7 @@ def test_checking_takes_a_limited_time(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "weights", ["W = " + repr("\u4e16" * 2000), "W = [" + "0.12345," * 700 + "]", "W = " + hex(1 << 20_000), "#" * 50_000]
+    "weights", ["W = " + repr("\u4e16" * 2000), "W = [" + "0.12345," * 1000 + "]", "W = " + hex(1 << 20_000), "#" * 50_000]
 )
 def test_weights_in_the_source_are_noticed(folder, weights):
     (folder / "model.py").write_text((folder / "model.py").read_text() + weights)
