@@ -251,6 +251,7 @@ class Exam:
                 process.receive("done")
             process.send({"inspect": True})
             message, _ = process.receive("inspected")
+            # What is no text raises TypeError below.
             if type(message["parameters"]) is not int or not 0 <= message["parameters"] < 1 << 63:
                 raise Failure("its number of parameters is none")
             found: dict[str, Any] = {"parameters": message["parameters"]}

@@ -38,7 +38,6 @@ import harness  # beside this file: a script's own folder is where Python looks 
 import seccomp
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
-MAX_REASON = 2000  # characters
 
 
 class Channel:
@@ -270,9 +269,9 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
         guard.check()
         harness.train(model, config, optimizer, RemoteExaminer(channel, config.transforms, num_classes, guard))
     except harness.BadInput as error:
-        channel.send("failed", reason=str(error)[:MAX_REASON])
+        channel.send("failed", reason=str(error)[: harness.MAX_REASON])
     except BaseException as error:  # also SystemExit and KeyboardInterrupt
-        channel.send("failed", reason=f"{harness.one_line(error)[:MAX_REASON]}{harness.place(error, folder)}")
+        channel.send("failed", reason=f"{harness.one_line(error)}{harness.place(error, folder)}")
     else:
         channel.send("done")
         message, _ = channel.receive()
@@ -290,7 +289,7 @@ def inspect(model: Any, image_size: tuple[int, int], num_channels: int, check_co
     try:
         found["constraints"] = [[c.name, c.value, c.limit, c.passed] for c in check_constraints(model, image_size, num_channels)]
     except Exception as error:  # a network that cannot be traced
-        found["problem"] = str(error)[:MAX_REASON]
+        found["problem"] = str(error)[: harness.MAX_REASON]
     return found
 
 

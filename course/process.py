@@ -349,7 +349,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def _descendants(ancestor: int, ended: bool = False) -> set[int]:
-    """The live processes (`ended` ones, too) that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
+    """The live processes (`ended` ones, too) that `ancestor` started, those that they started, and so on; and itself unless that is
+    this one.
+    """
     parents = {
         int(name): int(fields[1])
         for name in os.listdir("/proc")

@@ -120,8 +120,8 @@ class Sandbox:
             )
         if not seccomp.library():
             missing.append(
-                "no filter for system calls (libseccomp.so.2 is not installed): a submission may leave something in the kernel, "
-                "as in a keyring, and find it in its next run"
+                "no filter for system calls (libseccomp.so.2 is not installed, or the kernel has none): a submission may leave "
+                "something in the kernel, as in a keyring, and find it in its next run"
             )
         if self.has_namespaces:
             if self.user is None and not os.getuid():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import os
 
 DENIED = {
     errno.EPERM: (
@@ -38,7 +39,9 @@ class Comparison(ctypes.Structure):
 
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """libseccomp; None where it is not installed."""
+    """libseccomp; None where it is not installed, or the kernel has no filters."""
+    if not os.path.exists("/proc/sys/kernel/seccomp"):
+        return None
     try:
         found = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -48,9 +51,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def deny() -> None:
-    """Set the filter for this thread and all that it starts from now on; it cannot be lifted. Nothing where there is no libseccomp.
+    """Set the filter for this thread and all that it starts from now on; it cannot be lifted. Nothing where there is no `library`.
 
-    Raises OSError where the kernel has no such filters.
+    Raises OSError where the kernel refuses it.
     """
     if not (seccomp := library()):
         return
