@@ -241,7 +241,9 @@ class Exam:
         when = f"in {MAX_LOOKS} tests, which are the most" if epochs == MAX_LOOKS else "in its num_epochs"
         when = f"within {self.timeout:g} s" if run.stopped_by == "limit" else when
         constant = "; every test image gets the same prediction" if epochs and np.ptp(predictions) == 0 else ""
-        return f"not above {TARGET:.0%} {when}: {best}{constant}"
+        count = len(self.dataset.test.labels)
+        target = f"above {TARGET:.0%}" if self.needed == above_target(count) else f"{self.needed / count:.2%}, beyond luck,"
+        return f"not {target} {when}: {best}{constant}"
 
     def _inspect(self, process: Process, run: Run) -> dict[str, Any]:
         """Parameters and constraints, as far as the process says them in an orderly way; the run counts without them, too."""
@@ -251,12 +253,11 @@ class Exam:
                 process.receive("done")
             process.send({"inspect": True})
             message, _ = process.receive("inspected")
-            # What is no text raises TypeError below.
             if type(message["parameters"]) is not int or not 0 <= message["parameters"] < 1 << 63:
                 raise Failure("its number of parameters is none")
             found: dict[str, Any] = {"parameters": message["parameters"]}
             if "constraints" in message:
-                found["constraints"] = [
+                found["constraints"] = [  # what is no text raises TypeError
                     [printable("" + name), printable("" + value), printable("" + limit), passed is True]
                     for name, value, limit, passed in message["constraints"]
                 ]

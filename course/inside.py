@@ -76,7 +76,7 @@ class Channel:
         return data
 
 
-def confine(limits: dict[str, int]) -> None:
+def confine(limits: dict[str, int], has_own_network: bool) -> None:
     """Set limits that cannot be undone, by names of the resource module, for this process and what it starts."""
     for name, value in limits.items():
         kind = getattr(resource, name)
@@ -89,7 +89,7 @@ def confine(limits: dict[str, int]) -> None:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the kernel takes this process first
-    seccomp.deny()
+    seccomp.deny(has_own_network)
 
 
 class Guard:
@@ -295,7 +295,7 @@ def inspect(model: Any, image_size: tuple[int, int], num_channels: int, check_co
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    confine(task["limits"])
+    confine(task["limits"], has_own_network=bool(task["rooms"]))
     channel = Channel(task["channel"])
     for path in Path(task["files"]).iterdir():
         if not (Path(task["folder"]) / path.name).exists():

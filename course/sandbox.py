@@ -113,7 +113,7 @@ class Sandbox:
     def notices(self) -> list[str]:
         """What could not be had, a sentence each."""
         missing = []
-        if not control_group(1 << 30, 1):
+        if not control_group(1 << 30, 64):
             missing.append(
                 "no control group of its own for a submission (systemd-run makes none here): the grader counts its memory, "
                 "processes and cores twice a second and ends it, so that it may have too much for that long"
