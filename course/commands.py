@@ -103,10 +103,11 @@ class Grade:
             raise InputError(f"--jobs is {self.jobs}, but there are {cores} cores: each job needs one of its own")
         from course import sandbox
         from course.store import Store
+        from course.workplace import remove_leftovers
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended in order is no crash over a submission
         Store(self.store).close()  # says what is wrong with it before anything slow is done
-        sandbox.remove_leftovers()
+        remove_leftovers()
         box = sandbox.find(self.sandbox)
         for notice in box.notices():
             print(f"note: {notice}", file=sys.stderr)

@@ -27,8 +27,9 @@ import numpy as np
 from config import InputError
 from course.harness import TARGET
 from course.process import Failure, Limits, OutOfTime, Process
-from course.sandbox import FILES, INSIDE, ROOMS, Sandbox, workplace
+from course.sandbox import FILES, INSIDE, ROOMS, Sandbox
 from course.text import printable
+from course.workplace import workplace
 from images.sources import CIFAR10_FILES, ImageDataset, Split
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine

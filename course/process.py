@@ -10,7 +10,6 @@ import os
 import selectors
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import time
@@ -19,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from course import usage
 from course.sandbox import ROOMS, Sandbox, control_group
 from course.text import printable
 
 PR_SET_CHILD_SUBREAPER = 36
 TICK = 0.5  # seconds between two looks at what the processes use
 MAX_MESSAGE = 100_000  # bytes
-BUFFER = 212_992  # bytes that the kernel may hold for a pipe or a socket
 HEAD, TAIL = 4_000, 16_000  # bytes of the output that are kept
 
 
@@ -52,7 +51,7 @@ class Limits:
 
     def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
         """For inside.confine, for a submission that may run for about so many seconds, as a user of its own or the grader's."""
-        threads = 256 + (0 if own_user else _threads_of_user())  # the kernel may count all that the user runs
+        threads = 256 + (0 if own_user else usage.threads_of_user())  # the kernel may count all that the user runs
         return {
             "RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600,
             "RLIMIT_DATA": self.memory,
@@ -91,7 +90,7 @@ class Process:
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-            self.others = _descendants(os.getpid())
+            self.others = usage.descendants(os.getpid())
         self.channel, theirs = socket.socketpair()
         try:
             group = control_group(limits.memory, limits.processes + 256)
@@ -211,21 +210,22 @@ class Process:
     def _check_use(self) -> None:
         processes = self._members()
         written, count = self._written()
+        rooms = {os.fstat(fd).st_dev for fd in self.rooms}
         if len(processes) <= self.limits.processes:
-            kept = written + self._kept_by_descriptors(processes)  # in memory, or on a disk that has as much to spare
+            kept = written + usage.kept_by_descriptors(processes, self.given, rooms)  # in memory, or on a disk that has as much
             if kept > self.limits.disk or count > self.limits.files:
                 raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
             memory = self.limits.memory - (kept if self.rooms else kept - written)
-            if sum(map(_resident, processes)) > memory:
+            if sum(map(usage.resident, processes)) > memory:
                 # Perhaps they share much of it. To find out takes long, during which they must not multiply.
                 processes = self._freeze()
-                if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > memory:
+                if len(processes) <= self.limits.processes and sum(map(usage.proportional, processes)) > memory:
                     raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
                 for pid in processes:
-                    _signal(pid, signal.SIGCONT)
+                    usage.send_signal(pid, signal.SIGCONT)
         if len(processes) > self.limits.processes:
             raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
-        if not all(map(_keeps_to_our_cores, processes)):
+        if not all(map(usage.keeps_to_our_cores, processes)):
             raise Failure(f"it took more cores than it was given while {self.doing}")
 
     def _written(self) -> tuple[int, int]:
@@ -233,49 +233,20 @@ class Process:
         if self.rooms:  # file systems of its own, which know it, also of files without a name
             rooms = list(map(os.statvfs, self.rooms))
             return sum((r.f_blocks - r.f_bfree) * r.f_frsize for r in rooms), sum(r.f_files - r.f_ffree for r in rooms)
-
-        def hidden(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # else removed meanwhile
-                raise error
-
-        size = count = 0
         try:
-            for folder, folders, files in os.walk(self.work, onerror=hidden):
-                count += len(folders) + len(files)
-                if count > self.limits.files:
-                    break
-                for name in files:
-                    with contextlib.suppress(FileNotFoundError):
-                        size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        except (OSError, RecursionError) as error:  # a path too long, a folder closed to us; deep before Python 3.12
+            return usage.files_below(self.work, self.limits.files)
+        except (OSError, RecursionError) as error:
             raise Failure(f"it made folders that cannot be counted while {self.doing} ({type(error).__name__})") from None
-        return size, count
-
-    def _kept_by_descriptors(self, processes: set[int]) -> int:
-        """Bytes in files without a name that are still open, in memory or on disk, and in pipes and sockets."""
-        rooms = {os.fstat(fd).st_dev for fd in self.rooms}  # counted as written
-        sizes: dict[tuple[int, int], int] = {}
-        for pid in processes:
-            with contextlib.suppress(OSError):  # it has ended
-                for name in os.listdir(f"/proc/{pid}/fd"):
-                    with contextlib.suppress(OSError):
-                        file = os.stat(f"/proc/{pid}/fd/{name}")
-                        if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev not in rooms:
-                            sizes[file.st_dev, file.st_ino] = file.st_blocks * 512
-                        elif stat.S_ISFIFO(file.st_mode) or stat.S_ISSOCK(file.st_mode):
-                            sizes[file.st_dev, file.st_ino] = BUFFER
-        return sum(size for inode, size in sizes.items() if inode not in self.given)
 
     def _members(self, ended: bool = False) -> set[int]:
         """The process and all that it started; `ended` ones, too, that nobody has waited for."""
         if self.sandbox.has_namespaces:
-            return _descendants(self.popen.pid, ended)
-        return _descendants(os.getpid(), ended) - self.others  # what has lost its parent is ours
+            return usage.descendants(self.popen.pid, ended)
+        return usage.descendants(os.getpid(), ended) - self.others  # what has lost its parent is ours
 
     def processor_seconds(self) -> float:
         """What its processes have used so far, with those that have ended."""
-        stats = filter(None, map(_stat, self._members(ended=True)))
-        return sum(int(ticks) for fields in stats for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+        return usage.processor_seconds(self._members(ended=True))
 
     def log(self) -> str:
         """The first and last of what it printed."""
@@ -313,7 +284,7 @@ class Process:
         known: set[int] = set()
         while new := self._members() - known:
             for pid in new:  # who is stopped starts no other
-                _signal(pid, signal.SIGSTOP)
+                usage.send_signal(pid, signal.SIGSTOP)
             known |= new
         return known
 
@@ -321,74 +292,10 @@ class Process:
         """Kill what it started one by one."""
         known = self._freeze()
         for pid in known:
-            _signal(pid, signal.SIGKILL)
+            usage.send_signal(pid, signal.SIGKILL)
         until = time.perf_counter() + 10
-        while any(map(_is_alive, known)) and time.perf_counter() < until:
+        while any(map(usage.is_alive, known)) and time.perf_counter() < until:
             time.sleep(0.002)
         for pid in known - {self.popen.pid}:
             with contextlib.suppress(ChildProcessError):  # what has lost its parent is ours
                 os.waitpid(pid, os.WNOHANG)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-def _stat(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat after the name (which may hold anything): state, parent, ...; none where it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _is_alive(pid: int) -> bool:
-    return bool(fields := _stat(pid)) and fields[0] not in "ZX"
-
-
-def _descendants(ancestor: int, ended: bool = False) -> set[int]:
-    """The live processes (`ended` ones, too) that `ancestor` started, those that they started, and so on; and itself unless that is
-    this one.
-    """
-    parents = {
-        int(name): int(fields[1])
-        for name in os.listdir("/proc")
-        if name.isdigit() and (fields := _stat(name)) and (ended or fields[0] not in "ZX")
-    }
-    found, new = set(), {ancestor} & set(parents)
-    while new:
-        found |= new
-        new = {pid for pid, parent in parents.items() if parent in new} - found
-    return found - {os.getpid()}
-
-
-def _keeps_to_our_cores(pid: int) -> bool:
-    """Whether no thread of the process may run on a core that is not the grader's."""
-    with contextlib.suppress(OSError):
-        return all(os.sched_getaffinity(int(thread)) <= os.sched_getaffinity(0) for thread in os.listdir(f"/proc/{pid}/task"))
-    return True
-
-
-def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def _proportional(pid: int) -> int:
-    """Resident memory in bytes, pages that several processes share divided among them; slower to find out."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
-    return _resident(pid)
-
-
-def _threads_of_user() -> int:
-    """Threads that the grader's user has now."""
-    count = 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, IndexError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.getuid():
-                count += int(_stat(name)[17])
-    return count

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import os
@@ -21,7 +20,6 @@ import shutil
 import site
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import NamedTuple
 
 from config import InputError
 from course import seccomp
+from course.workplace import workplace
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside.py"
@@ -51,7 +50,6 @@ SYSTEM = (
     "/gnu/store",
 )
 KINDS = ("bwrap", "unshare", "none")
-WORK = "convsprint-grade-"  # how the names of workplaces begin
 
 # What bubblewrap does, by mount(8): $1 is an empty folder that becomes the root, then come KIND FROM TO of each mount, then the
 # command. The shell stays as the first process of the pid namespace: when it dies, so does everything in it.
@@ -293,46 +291,6 @@ class Sandbox:
             except (OSError, subprocess.SubprocessError) as error:
                 return str(error)
         return "" if output.strip() == "it works" else " ".join(output.split())[-200:] or "it ends without a word"
-
-
-class workplace:  # noqa: N801 (used as a function)
-    """A fresh temporary folder with what `Sandbox.start` needs; removed at the end, whatever a submission has made of it."""
-
-    def __enter__(self) -> Path:
-        self.path = Path(tempfile.mkdtemp(prefix=WORK)).resolve()
-        self.lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)  # the kernel drops it when the grader dies
-        self.path.chmod(0o711)
-        for name in ("submission", "tmp", "root"):
-            (self.path / name).mkdir()
-            (self.path / name).chmod(0o755)
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        remove(self.path)
-        os.close(self.lock)
-
-
-def remove(path: Path) -> None:
-    """Remove a folder, whatever a submission has made of it."""
-    # rm, since Python's own rmtree recurses, and so fails on folders nested deeply enough.
-    subprocess.run(["rm", "-rf", "--", path], stderr=subprocess.DEVNULL, check=False)
-    if path.exists():
-        subprocess.run(["chmod", "-R", "u+rwx", "--", path], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", "--", path], stderr=subprocess.DEVNULL, check=False)
-
-
-def remove_leftovers() -> None:
-    """Remove the workplaces of graders that were killed."""
-    for path in Path(tempfile.gettempdir()).glob(f"{WORK}*"):
-        with contextlib.suppress(OSError):  # BlockingIOError: its grader lives
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(folder).st_uid == os.getuid():
-                    remove(path)
-            finally:
-                os.close(folder)
 
 
 def unused_user() -> int:

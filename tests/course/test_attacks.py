@@ -5,16 +5,15 @@ import platform
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import DATA, ROOT, run_main
-from course import examiner, sandbox
+from course import examiner, sandbox, workplace
 from course.examiner import Exam, Shuffled, needed
-from course.process import BUFFER, Process, _keeps_to_our_cores
 from course.store import Store
+from course.usage import BUFFER, keeps_to_our_cores, kept_by_descriptors
 from images.data import load
 from images.sources import Split
 from made_up import CONFIG, alive, files, submit, write_colours
@@ -264,7 +263,7 @@ time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"there\n"
-        kept = Process._kept_by_descriptors(SimpleNamespace(rooms=[], given=set()), {process.pid})
+        kept = kept_by_descriptors({process.pid}, set(), set())
         process.kill()
     # Both ends of a pipe are one; its output is another one.
     assert abs(kept - (2 << 20) - 4 * BUFFER) < 1 << 16
@@ -283,23 +282,23 @@ def test_a_neighbours_core_is_not_to_be_had(exam_for):
         run, _ = exam_for(sandbox.find()).run(files("module", code), 0, lambda *_: None)
         assert f"ValueError: {{{min(cores)}}}" in run.reason
         with subprocess.Popen(["sleep", "60"]) as process:
-            assert _keeps_to_our_cores(process.pid)
+            assert keeps_to_our_cores(process.pid)
             os.sched_setaffinity(process.pid, cores)
-            assert not _keeps_to_our_cores(process.pid)
+            assert not keeps_to_our_cores(process.pid)
             process.kill()
     finally:
         os.sched_setaffinity(0, cores)
 
 
 def test_workplaces_of_killed_graders_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"{sandbox.WORK}left" / "tmp").mkdir(parents=True)
-    (tmp_path / f"{sandbox.WORK}left" / "tmp" / "log").write_bytes(bytes(1000))
+    monkeypatch.setattr(workplace.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{workplace.NAME}left" / "tmp").mkdir(parents=True)
+    (tmp_path / f"{workplace.NAME}left" / "tmp" / "log").write_bytes(bytes(1000))
     (tmp_path / "other").mkdir()
-    (tmp_path / f"{sandbox.WORK}link").symlink_to(tmp_path / "other")
-    with sandbox.workplace() as work:
-        sandbox.remove_leftovers()
-        assert {path.name for path in tmp_path.iterdir()} == {work.name, "other", f"{sandbox.WORK}link"}
+    (tmp_path / f"{workplace.NAME}link").symlink_to(tmp_path / "other")
+    with workplace.workplace() as work:
+        workplace.remove_leftovers()
+        assert {path.name for path in tmp_path.iterdir()} == {work.name, "other", f"{workplace.NAME}link"}
 
 
 def test_a_control_group_where_systemd_makes_them(tmp_path, monkeypatch):
@@ -316,7 +315,7 @@ def test_a_control_group_where_systemd_makes_them(tmp_path, monkeypatch):
     try:
         group = sandbox.control_group(4_000_000_000, 320)
         script = "import os; print(sorted(os.environ))"
-        with sandbox.workplace() as work:
+        with workplace.workplace() as work:
             process = sandbox.find().start([sys.executable, "-c", script], work, group=group)
             output = process.communicate(timeout=60)[0].decode()
     finally:
