@@ -73,7 +73,7 @@ class Grader:
                     time.sleep(POLL)
 
     def _grade_one(self, store: Store, entry: Entry, files: dict[str, bytes]) -> None:
-        say(f"#{entry.id} {entry.names}: {entry.assignment}")
+        say(f"#{entry.id} {printable(entry.names, 200)}: {entry.assignment}")
         try:
             state, reason, score, result = self.grade(entry, files, store)
             is_kept = store.finish(entry.id, state, reason, score, result | self.settings)

@@ -120,7 +120,7 @@ def check(folder: Path, strict: bool) -> Submission:
     if strict and remarks:
         raise InputError(remarks[0])
     remarks += tuple(_suspicions({"model.py": model, "config.py": config}, files))
-    return Submission(files, assignment, contributors, sources, remarks)
+    return Submission(files, assignment, contributors, sources, tuple(map(printable, remarks)))
 
 
 def _suspicions(trees: dict[str, ast.Module], files: dict[str, bytes]) -> Iterator[str]:

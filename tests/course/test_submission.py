@@ -149,6 +149,11 @@ def test_weights_in_the_source_are_noticed(folder, weights):
     assert warning.startswith(f"{submission.WEIGHTS} model.py has ")
 
 
+def test_a_warning_is_one_short_line(folder):
+    (folder / "model.py").write_text((folder / "model.py").read_text().replace("x: torch.Tensor", "x" * 100_000))
+    assert max(len(warning) for warning in submission.read(folder).warnings) <= 300
+
+
 @pytest.mark.parametrize("name", submission.FILES)
 def test_not_utf8(folder, name):
     (folder / name).write_bytes(b"# one\n# caf\xe9\n")
