@@ -19,8 +19,28 @@ from images.sources import Split
 from made_up import CONFIG, alive, files, submit, write_colours
 
 SEED = 740_000 + os.getpid()  # by which the processes are found
-SYSCALL = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
-SYSCALL += "def call(*a):\n    if libc.syscall(*a) < 0: raise OSError(ctypes.get_errno(), 'refused')\n"
+# System calls by their numbers on x86-64: what they would leave behind or go round.
+FORBIDDEN = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+allowed = {
+    "keyring": (248, b"user", b"weights", b"1234", 4, -4),
+    "nested namespace": (272, 0x10000000),
+    "page cache": (27, id(libc) & ~4095, 4096, ctypes.create_string_buffer(8)),
+    "kernel log": (103, 10, 0, 0),
+    "hidden descriptors": (157, 4, 0, 0, 0, 0),
+    "shared memory": (29, 0, 4096, 0o1600),
+    "memory in a file": (319, b"x", 0),
+    "clone3": (435, 0, 0),
+    "the host of a virtual machine": (41, 40, 1, 0),
+    "a process in a namespace": (56, 0x10000000 | 17, 0, 0, 0, 0),
+}
+for name, arguments in list(allowed.items()):
+    returned = libc.syscall(*arguments)
+    if returned == 0 and arguments[0] == 56: os._exit(0)
+    if returned < 0 and ctypes.get_errno() in (1, 38, 97): del allowed[name]
+raise ValueError(list(allowed))
+"""
 # The harness's examiner, from within forward.
 EXAMINER = (
     "frame = sys._getframe()\nwhile 'examiner' not in frame.f_locals: frame = frame.f_back\nexaminer = frame.f_locals['examiner']\n"
@@ -51,19 +71,7 @@ if not self.training:
         "failed",
         "not above 55% in its num_epochs",
     ),
-    "keyring": ("module", SYSCALL + "call(248, b'user', b'weights', b'1234', 4, -4)", "failed", r"Errno 1\] refused"),
-    "nested_namespace": ("module", SYSCALL + "call(272, 0x10000000)", "failed", r"Errno 1\] refused"),
-    "cloned_namespace": ("module", SYSCALL + "call(56, 0x10000000 | 17, 0, 0, 0, 0)", "failed", r"Errno 1\] refused"),
-    "page_cache": ("module", SYSCALL + "call(27, id(files), 1, 0)".replace("files", "sys"), "failed", r"Errno 1\] refused"),
-    "kernel_log": ("module", SYSCALL + "call(103, 10, 0, 0)", "failed", r"Errno 1\] refused"),
-    "hides_its_files": ("module", SYSCALL + "call(157, 4, 0, 0, 0, 0)", "failed", r"Errno 1\] refused"),
-    "other_sockets": (
-        "module",
-        "socket.socket(40, socket.SOCK_STREAM)",
-        "failed",
-        "not supported",
-    ),  # to the host of a virtual machine
-    "memory_in_a_memfd": ("module", "os.memfd_create('x')", "failed", "not implemented"),
+    "forbidden_calls": ("module", FORBIDDEN, "failed", r"^ValueError: \[\] in"),
     "unlinked_files": (
         "init",
         """
@@ -152,7 +160,7 @@ def graded(tmp_path_factory, npz):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(graded, name):
     _, code, state, reason = ATTACKS[name]
-    if SYSCALL in code and platform.machine() != "x86_64":
+    if code == FORBIDDEN and platform.machine() != "x86_64":
         pytest.skip("the numbers of the system calls are those of x86-64")
     entry = graded[name]
     assert entry.state == state, entry.reason
