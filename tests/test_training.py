@@ -244,8 +244,8 @@ def wait_for(condition, seconds: float = 120) -> None:
     ("options", "env"),
     [
         (("--augment", 0), ALL_THREADS),
-        (("--augment", 0, "--optimizer", "muon"), ALL_THREADS),
-        (("--augment", 0.5, "--cutmix", 0.5), None),
+        pytest.param(("--augment", 0, "--optimizer", "muon"), ALL_THREADS, marks=pytest.mark.slow),
+        pytest.param(("--augment", 0.5, "--cutmix", 0.5), None, marks=pytest.mark.slow),
     ],
 )
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
