@@ -25,10 +25,10 @@ class TrainConfig:
     epochs: float = 10.0
     """Budget in passes over the training images; fractions are allowed. OneCycle spans exactly the budget."""
     steps: int = 0
-    """Budget in optimizer steps instead, whatever the size of the data; 0 leaves it to epochs."""
+    """Budget in optimizer steps instead of epochs; 0 uses epochs."""
     cycles: int = 1
     """At most this many OneCycles, each twice as long as the one before (Loshchilov & Hutter 2017), until early_exit_accuracy is
-    exceeded. More than 1 only makes sense with it."""
+    exceeded. More than 1 requires early_exit_accuracy."""
     batch_size: int = 128
     """Images in one optimizer step."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
@@ -39,7 +39,7 @@ class TrainConfig:
     momentum: float = 0.9
     """Momentum of sgd and muon, beta1 of adamw."""
     beta2: float = 0.97
-    """Decay of adamw's second moment; short runs want less than the usual 0.999."""
+    """Decay of adamw's second moment; short runs need less than the usual 0.999."""
     weight_decay: float = 0.01
     """Applied to weights of two or more dimensions only: never to biases or BatchNorm."""
     pct_start: float = 0.25
@@ -54,34 +54,36 @@ class TrainConfig:
     """Decay per step of an exponential moving average of the weights, corrected for its start (Kingma & Ba 2015), which is then
     evaluated and, unless the weights themselves are better on the validation images, kept; 0 for none."""
     teacher: tuple[str, ...] = ()
-    """Weights of one or more trained networks, which are imitated (Hinton et al. 2015) by turns, one a step (Fukuda et al. 2017).
-    Empty for none."""
+    """Weights of one or more trained networks. The network learns to imitate them (distillation, Hinton et al. 2015), one teacher
+    per step in turn (Fukuda et al. 2017). Empty for none."""
     teacher_weight: float = 0.9
-    """Share of the teacher in the loss; the labels have the rest."""
+    """Weight of the teacher's term in the loss, 0 to 1; the labels have the rest."""
     temperature: float = 2.0
-    """Divides the logits of both before they are compared."""
+    """Distillation divides the logits of teacher and student by this before it compares them."""
     statistics_images: int = 0
     """Training images from which the mean and deviation of each channel are computed; 0 for all."""
     whiten_images: int = 2000
     """Training images from which the filters of a whitening stem are computed; 0 leaves the filters as they are."""
     augment: float = 0.0
-    """Strength of flip, shift-scale-rotate and coarse dropout, 1 being the usual, 0 for none."""
+    """Strength of the augmentation (flip, shift-scale-rotate, coarse dropout): 1 is the usual strength, 0 turns it off."""
     flip: bool = True
-    """Whether that augmentation mirrors images; train leaves it out where a mirrored image is another thing (mnist, digits)."""
+    """Whether augmentation flips images horizontally; train turns it off for data sets whose flipped images mean something
+    else (mnist, digits)."""
     shift_scale_rotate: bool = True
-    """Whether it shifts, scales and rotates images."""
+    """Whether augmentation shifts, scales and rotates images."""
     dropout: bool = True
-    """Whether it cuts a hole into images (coarse dropout)."""
+    """Whether augmentation cuts a hole into each image (coarse dropout)."""
     images_per_draw: int = 1
-    """Images of a batch that share one draw of that augmentation, 1 to 32; batch_size must be a multiple. The draw is nearly all
-    of its cost: 16 images that share one take a tenth of the time of 16 that do not (benchmarks/pipeline.py)."""
+    """Images of a batch that get the same random augmentation, 1 to 32; batch_size must be a multiple of it. Drawing the random
+    numbers is nearly the whole cost: 16 images that share a draw take a tenth of the time (benchmarks/pipeline.py)."""
     cutmix: float = 0.0
-    """Share of the batches whose images have a rectangle of another image of the batch, and of its label in proportion to the area
-    (CutMix, Yun et al. 2019), 0 to 1."""
+    """Share of the batches that are mixed by CutMix (Yun et al. 2019), 0 to 1: each image gets a rectangle of another image of the
+    batch, and a share of its label in proportion to the area."""
     workers: int = 2
-    """Processes that augment; without augmentation none are started."""
+    """Worker processes that augment images; without augmentation none are started."""
     val_images: int = 5000
-    """Validation images, cut from the training split in the same class proportions: they decide, the test split only reports. 0
+    """Validation images, cut from the training split with the same class proportions. They guide the training; the test
+    split is only reported. 0
     validates on the training images. A data set with a validation split of its own keeps that."""
     eval_every: int = 0
     """Steps between two evaluations on the validation images; 0 for once an epoch."""
@@ -97,20 +99,20 @@ class TrainConfig:
     early_exit_margin: float = 0.0
     """How far above early_exit_accuracy the validation accuracy must be before that pass is made."""
     flat_loss: float = 0.0
-    """Stop when the training loss, in nats, has moved by less than this over 20 evaluations in a row; 0 for never. It wants a
-    constant learning rate: div_factor and final_div_factor 1."""
+    """Stop when the training loss, in nats, has moved by less than this over 20 evaluations in a row; 0 for never. It requires a
+    constant learning rate: div_factor 1 and final_div_factor 1."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 for once an epoch. A run without an output folder writes none."""
     seed: int = 0
-    """Seeds the weights, the order of the images, the augmentation and the split."""
+    """Seed of the initial weights, the order of the images, the augmentation and the validation split."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto is bf16 (autocast) where the processor has it natively, else fp32."""
+    """auto is bf16 (autocast) if the processor has it natively, otherwise fp32."""
     compile: bool = False
     """Train through torch.compile. It pays on GPUs; on two CPU cores a step of a small dense network took 45 ms instead of 33."""
     image_size: int = 0
-    """Height and width to which the images of a folder: data set are brought, in pixels (28 or more); 0: chosen from the images."""
+    """Side in pixels to which the images of a folder: data set are scaled (28 or more); 0 chooses it from the images."""
 
     def __post_init__(self) -> None:
         def demand(name: str, ok: bool, range_: str) -> None:

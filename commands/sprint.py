@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Sprint:
-    """Train the constrained network until it exceeds the target accuracy on the whole test split, on the clock.
+    """Train the constrained network until it exceeds the target accuracy on the whole test split, against the clock.
 
     Exit status: 0 reached, 3 not reached, 2 bad input, 130 interrupted.
     """
@@ -33,25 +33,25 @@ class Sprint:
     preset: str = "sprint"
     """Network and hyper-parameters: sprint, fast85 or fast90, or any other with --target."""
     dataset: str = "auto"
-    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 where it can be had, else
-    shapes."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 if it is present or can be
+    downloaded, otherwise shapes."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     seed: int = 0
-    """Seeds the weights, the split and the order of the images."""
+    """Seed of the initial weights, the validation split and the order of the images."""
     seeds: int = 1
-    """Run this many consecutive seeds, each in a fresh process."""
+    """Number of consecutive seeds to run, each in a fresh process."""
     target: float | None = None
-    """Test accuracy to exceed, above 0 and below 1; default: the preset's."""
+    """Test accuracy to exceed, above 0 and below 1 (default: the preset's)."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     conv: Literal["torch", "by-hand"] = "torch"
-    """Whose convolution computes the network: torch's, or ours by hand (lab/convolution/), which is slower and equal but for
-    rounding."""
+    """Convolution that computes the network: torch's, or the one written by hand in lab/convolution/, which is slower and equal
+    up to rounding."""
     json: Path | None = None
-    """Write the record of the run or runs here."""
+    """File to write the record of the runs to, as JSON."""
     skip_unreadable: bool = False
-    """Leave out the files of a folder that are not readable images, instead of naming them and stopping."""
+    """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
     """Write a page with curves, confusion matrix and mistakes to runs/."""
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Train:
-    """Train a preset for its whole budget; the validation images guide it, the test split is evaluated once, at the end.
+    """Train a preset for its whole budget. The validation images guide the training; the test split is evaluated once, at the end.
 
-    Every field of the preset's configuration can be overridden; the defaults below are the preset's. For few images, what is not
-    set here (batch, validation images, epochs, averaging, size and mirroring of the images) is chosen by their number and said.
+    Every hyper-parameter of the preset can be overridden; the defaults below are the preset's. On small data sets, options that you
+    do not set (batch size, validation images, epochs, averaging, image size, flips) follow the data; a note says what was chosen.
     """
 
     preset: str = "baseline"
@@ -34,21 +34,21 @@ class Train:
     dataset: str = "auto"
     """As for sprint."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     out: Path | None = None
     """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET)."""
     resume: bool = False
-    """Go on from the checkpoint in that folder, exactly as if the run had not stopped; with other --epochs, to another end."""
+    """Continue from the checkpoint in that folder, exactly as if the run had not stopped; a larger --epochs extends the run."""
     init: Path | None = None
-    """Start from these trained weights, with their network and normalisation; the last layer is new where classes are others."""
+    """Start from these trained weights, with their network and normalisation; the last layer is new if the classes differ."""
     skip_unreadable: bool = False
     """As for sprint."""
     report: bool = False
-    """Write a page with curves, confusion matrix and mistakes there."""
+    """Also write a page with curves, confusion matrix and mistakes to that folder."""
     tensorboard: bool = False
-    """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ there."""
+    """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     conv: Literal["torch", "by-hand"] = "torch"
     """As for sprint."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
