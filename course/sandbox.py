@@ -31,7 +31,14 @@ from course.workplace import workplace
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside.py"
-PROJECT_FILES = [INSIDE, INSIDE.with_name("harness.py"), INSIDE.with_name("seccomp.py"), ROOT / "config.py", ROOT / "limits"]
+PROJECT_FILES = [
+    INSIDE,
+    INSIDE.with_name("harness.py"),
+    INSIDE.with_name("seccomp.py"),
+    ROOT / "config.py",
+    ROOT / "utils.py",
+    ROOT / "limits",
+]
 FILES = "/files"  # where a submission's files are in a namespace, read-only; inside.py copies them to /submission
 ROOMS = ("/submission", "/tmp", "/dev/shm")  # in a namespace, where it may write
 ROOM, ROOM_FILES = 1_000_000_000, 20_000  # bytes and files in each of them; process.Limits are of all together
