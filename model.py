@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ class Layer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kind: str, pool: int = 1, norm_momentum: float = 0.3) -> None:
         super().__init__()
         if kind == "separable":
-            self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
+            self.depthwise: nn.Module = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
         elif kind == "separable_dilated":
             self.depthwise = DilatedDepthwiseConv2d(in_channels, 3, dilation=2)
         elif kind in ("dense", "dense_dilated", "pointwise"):
@@ -197,7 +198,7 @@ class Net(nn.Module):
 
     def whiten(self, images: Tensor) -> None:
         """Set the stem's filters from `images` (N, num_channels, H, W), float, normalised as the inputs will be."""
-        self.C1[0].whiten(images)
+        cast(WhiteningConv2d, self.C1[0]).whiten(images)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logit_scale * self.O(self.C4(self.C3(self.C2(self.C1(x)))))
@@ -212,6 +213,10 @@ class Model(Net):
 
     Shape: (N, num_channels, H, W) with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
     """
+
+    mean: Tensor
+    std: Tensor
+    adapted: Tensor
 
     def __init__(self, num_channels: int, num_classes: int) -> None:
         super().__init__(

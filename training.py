@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Trainer:
         self.train_split, self.val_split = dataset.train, val_split or dataset.val or dataset.train
         if self.val_split is dataset.train and config.val_images:
             self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.averaged: WeightAverage | None = None
         self.best: dict[str, Tensor] | None = None  # the state dict of the best evaluation, for early stopping
         self.kept: nn.Module | None = None  # the network to keep where it is neither the averaged nor the trained one
@@ -125,10 +125,9 @@ class Trainer:
         self.observer.started(self)
         last = self.step if self.is_over() else self.total_steps
         batches = self.batches.steps(range(self.step, last))
-        shared = self.progress is not None
         bar = (
             contextlib.nullcontext(self.progress)
-            if shared
+            if self.progress is not None
             else tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
         )
         with bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted, distributed.watch(self._how_to_go_on):
@@ -136,7 +135,7 @@ class Trainer:
             for inputs, targets in batches:
                 self.history.waiting_seconds += time.perf_counter() - waits_since
                 self._train_step(inputs, targets)
-                if not shared:
+                if self.progress is None:
                     progress.total = self.cycle_ends[bisect.bisect_left(self.cycle_ends, self.step)] * self.config.batch_size
                 progress.update(self.config.batch_size)
                 progress.set_postfix(self._postfix(), refresh=False)
@@ -199,8 +198,11 @@ class Trainer:
         shard = distributed.rank(), distributed.size()
         sample = np.random.default_rng(config.seed).permutation(len(images))
         few = images[np.sort(sample[: config.statistics_images])] if config.statistics_images else images
+        self.mean: tuple[float, ...]
+        self.std: tuple[float, ...]
         self.mean, self.std = (self.card["mean"], self.card["std"]) if "mean" in self.card else statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
+        self.batches: AugmentedBatches | VectorisedBatches
         if config.augmentations:
             self.batches = AugmentedBatches(
                 self.train_split,
@@ -224,7 +226,7 @@ class Trainer:
         self.total_steps = self.cycle_ends[-1]
         if hasattr(self.model, "whiten") and config.whiten_images:
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
-            self.model.whiten(normalise(pixels, self.mean, self.std))
+            cast(Any, self.model).whiten(normalise(pixels, self.mean, self.std))
         if config.freeze:
             freeze_features(self.model)
         self.network = distributed.wrap(self.model, config.compile)  # to train through; all else is done with the bare module
@@ -346,7 +348,8 @@ class Trainer:
         choices = {"the weights of the last step, not their average": state_of(self.model)} if self.averaged else {}
         choices |= {"the weights of the best evaluation": self.best} if self.best else {}
         for name, state in choices.items():
-            before, self.kept = self.kept, copy_with(self.model, state)
+            before: nn.Module | None = self.kept
+            self.kept = copy_with(self.model, state)
             loss, accuracy = self.evaluate(self.val_split)
             evaluation = replace(best, val_loss=loss, val_accuracy=accuracy)
             if evaluation.is_better_than(best):

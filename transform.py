@@ -46,7 +46,9 @@ def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str
     A = _albumentations()
     import cv2
 
-    class ShiftScaleRotate(A.ShiftScaleRotate):
+    stock: Any = A.ShiftScaleRotate
+
+    class ShiftScaleRotate(stock):
         # The stock method compares the matrix with the identity, which takes 20 us, and cuts more than 4 channels into fours.
         def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
             warped = cv2.warpAffine(img, matrix[:2], img.shape[1::-1], flags=self.interpolation, borderMode=self.border_mode)

@@ -97,7 +97,7 @@ class Train:
         net = before["net"] if is_trained else preset.net
         model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **net)
         about = {"preset": self.preset}
-        if start:
+        if start and self.init:
             take_weights(model, start, dataset, self.init)
         if is_trained:
             about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}

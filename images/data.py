@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def say_copies(dataset: ImageDataset) -> None:
     known = {_digest(image) for image in dataset.train.images}
     for part, split in (("test", dataset.test), ("validation", dataset.val)):
         copies = sum(_digest(image) in known for image in split.images) if split and known else 0
-        if copies:
+        if split and copies:
             print(
                 f"note: {copies:,} of the {len(split.labels):,} {part} images are exact copies of training images: the {part} "
                 "accuracy is higher than on new images; leave them in one split only",
@@ -227,7 +227,7 @@ class VectorisedBatches:
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 
-    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
         rows = self.images.view(len(self.images), -1)  # picking long rows is a few memory copies
         for step in steps:
             picked = self.sampler.indices(step, self.device)
@@ -267,7 +267,7 @@ class AugmentedBatches:
         self.mean, self.std, self.workers, self.device = mean, std, workers, device
         self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw, parts), images_per_draw)
 
-    def steps(self, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
         loader = torch.utils.data.DataLoader(
             self.batches,
@@ -305,7 +305,7 @@ class _AugmentedSteps(torch.utils.data.Dataset):
         return images, self.split.labels[picked]
 
 
-def _as_it_is(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _as_it_is(batch: Any) -> Any:  # of images and labels; torch's stubs want a list, which it is only where torch batches
     return batch
 
 
@@ -322,5 +322,7 @@ def _prepare_worker(worker: int) -> None:
 
 def _end_with_parent() -> None:
     # A worker whose parent was killed would wait for ever to send the batches that nobody reads any more.
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers alone
+    parent.join()
     os._exit(1)

@@ -21,7 +21,8 @@ class _Canvas:
     def __init__(self, top: Color, bottom: Color, seed: int) -> None:
         rng = np.random.default_rng(seed)
         down = np.linspace(0, 1, _LARGE, dtype=np.float32)[:, None, None]
-        self.image = np.float32(top) + down * (np.float32(bottom) - np.float32(top)) + np.zeros((1, _LARGE, 1), np.float32)
+        above, below = np.array(top, np.float32), np.array(bottom, np.float32)
+        self.image = above + down * (below - above) + np.zeros((1, _LARGE, 1), np.float32)
         for cells, strength in ((5, 12), (20, 9), (64, 7)):  # blotches, as of clouds or leaves
             blotches = rng.normal(0, strength, (cells, cells, 1)).repeat(3, 2).astype(np.float32)
             self.image += cv2.resize(blotches, (_LARGE, _LARGE), interpolation=cv2.INTER_CUBIC)
@@ -229,7 +230,7 @@ def render() -> tuple[np.ndarray, np.ndarray]:
     images = []
     for label, (draw, *variants) in enumerate(_SUBJECTS):
         for variant, (background, paint, dark) in enumerate(variants):
-            canvas = _Canvas(*background, seed=2 * label + variant)
+            canvas = _Canvas(background[0], background[1], seed=2 * label + variant)
             draw(canvas, paint, dark)
             image = cv2.resize(canvas.image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             images.append(image[:, ::-1] if variant else image)

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -35,7 +35,8 @@ def walk_images(folder: Path | str, onerror: Callable[[OSError], object] | None 
 
     `onerror` is called with the error of a folder that cannot be entered.
     """
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for here, folders, files in os.walk(folder, onerror=onerror):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(name for name in files if not is_hidden(name)):
@@ -143,6 +144,7 @@ def _deep_colour(path: Path) -> np.ndarray:
 
 def _on_white(image: Image.Image, changes: list[str]) -> Image.Image:
     image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:  # some pixel shows what is behind
+    extrema = cast("tuple[tuple[int, int], ...]", image.getextrema())  # one pair for each of the four channels
+    if extrema[3][0] < 255:  # some pixel shows what is behind
         changes.append("laid on white where it is transparent")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -83,8 +83,8 @@ def cut_test_split(everything: Split) -> tuple[Split, Split]:
     Raises InputError where no class has a second image.
     """
     counts = np.bincount(everything.labels)
-    most = len(everything.labels) - int(np.count_nonzero(counts))
-    return stratified_split(everything, max(1, min(most, max(np.count_nonzero(counts > 1), len(everything.labels) // 5))), seed=0)
+    least, most = int(np.count_nonzero(counts > 1)), len(everything.labels) - int(np.count_nonzero(counts))
+    return stratified_split(everything, max(1, min(most, max(least, len(everything.labels) // 5))), seed=0)
 
 
 def _subfolders(folder: Path) -> list[Path]:

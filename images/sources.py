@@ -154,7 +154,7 @@ def _cifar(
 ) -> ImageDataset:
     _download_missing(torchvision_name, root, root / folder, list(md5))
 
-    def read(file: str) -> dict[bytes, object]:
+    def read(file: str) -> dict[bytes, Any]:
         return pickle.loads(_read_checked(root / folder / file, md5[file]), encoding="bytes")  # noqa: S301 (its MD5 is known)
 
     meta, *files = md5
@@ -268,7 +268,7 @@ def shapes(root: Path) -> ImageDataset:
         buffer = io.BytesIO()
         np.savez(buffer, train_x=splits[0].images, train_y=splits[0].labels, test_x=splits[1].images, test_y=splits[1].labels)
         write_atomically(cache, buffer.getvalue())
-    return ImageDataset("shapes", *splits, renderer.CLASSES)
+    return ImageDataset("shapes", splits[0], splits[1], renderer.CLASSES)
 
 
 PUBLIC: dict[str, Callable[[Path], ImageDataset]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class WeightAverage(AveragedModel):
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
         self.decay, self.updates = decay, 0
 
-    def _average(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+    def _average(self, averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
         n = self.updates + 1
         get_ema_multi_avg_fn(self.decay * (1 - self.decay ** (n - 1)) / (1 - self.decay**n))(averages, values, None)
 

@@ -29,7 +29,6 @@ class Resumable(Training, Protocol):
     """What is kept of a training, and what it is asked for meanwhile; the Trainer is one."""
 
     checkpoint_path: Path | None
-    trained_model: nn.Module
     averaged: WeightAverage | None
     best: dict[str, Tensor] | None
     optimizer: Optimizer
@@ -40,6 +39,9 @@ class Resumable(Training, Protocol):
     steps_per_epoch: int
     learning_rate: float
     seconds_before: float
+
+    @property
+    def trained_model(self) -> nn.Module: ...
 
     def read_losses(self) -> None: ...
 
@@ -63,6 +65,7 @@ def save(trainer: Resumable) -> None:
     with distributed.main_first():
         if distributed.is_main():
             averaged = trainer.averaged
+            assert trainer.checkpoint_path is not None  # without a folder no one saves
             save_checkpoint(
                 trainer.checkpoint_path,
                 {

@@ -57,10 +57,10 @@ class Teacher:
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision
         # From the student's normalisation to the teacher's own: they differ where other images were held out.
-        mean, std, own_mean, own_std = (
+        student_mean, student_std, own_mean, own_std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std, card["mean"], card["std"])
         )
-        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+        self.scale, self.shift = student_std / own_std, (student_mean - own_mean) / own_std
 
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:

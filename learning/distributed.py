@@ -13,6 +13,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -183,7 +184,7 @@ def wrap(model: nn.Module, compiled: bool) -> nn.Module:
         # A 1x1 kernel has one layout under two descriptions; DDP warns that the gradient is described by the other one.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         network = DistributedDataParallel(model)
-    return torch.compile(network) if compiled else network
+    return cast(nn.Module, torch.compile(network)) if compiled else network  # torch's stubs only know functions
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
@@ -195,6 +196,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     Shape: (N, C, H, W), any float dtype -> the same.
     """
 
+    group_mean: Callable[[Tensor], Tensor]
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -204,6 +207,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         group_var = self.group_mean(var + (mean - group_mean).square())
         with torch.no_grad():
             count = size() * x.numel() // x.shape[1]
+            assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+            assert self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(group_mean, self.momentum)
             self.running_var.lerp_(group_var * (count / (count - 1)), self.momentum)

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ FITTED = (
 )
 """The fields that `fit_to_data` may change."""
 
+Value = TypeVar("Value", int, float, bool)
+
 
 def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] = ()) -> TrainConfig:
     """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
@@ -46,7 +49,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     counts = np.bincount(dataset.train.labels)
     images, processes = len(dataset.train.labels), distributed.size()
 
-    def choose(name: str, value: float) -> float:
+    def choose(name: str, value: Value) -> Value:
         return getattr(config, name) if name in given else value
 
     most = images - int(np.count_nonzero(counts))  # every class keeps one to train on

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,8 +60,9 @@ def for_inference(model: nn.Module, precision: torch.dtype) -> nn.Module:
         if isinstance(layer, ResidualPointwiseConv2d):
             model.set_submodule(name, _without_sum(layer))
         elif isinstance(layer, Layer) and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all())):
-            layer.conv, layer.norm = fuse_conv_bn_eval(layer.conv, layer.norm), nn.Identity()
-    return model.to(precision, memory_format=torch.channels_last)
+            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+            layer.register_module("norm", nn.Identity())
+    return model.to(precision).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -125,7 +126,7 @@ class TrainedNetwork:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise InputError(f"{path} holds the weights of another architecture than its card says: {reason}") from error
-        return cls(model.to(device, memory_format=torch.channels_last), card, device, resolve_precision("auto", device))
+        return cls(model.to(device).to(memory_format=torch.channels_last), card, device, resolve_precision("auto", device))
 
     def logits(self, images: np.ndarray, precision: torch.dtype | None = None) -> Tensor:
         """Raw logits (N, num_classes), float32 on the CPU, of `images` (N, H, W, C) uint8; in the fastest precision where none is
@@ -170,7 +171,7 @@ class TrainedNetwork:
         for batch in _read_ahead(paths, channels, *self.card["image_size"]):
             readable = [prediction for prediction in batch if not prediction.fault]
             if readable:
-                images = np.stack([prediction.image for prediction in readable])
+                images = np.stack([cast(np.ndarray, prediction.image) for prediction in readable])
                 logits = predict_logits(network, images, self.card["mean"], self.card["std"], self.device, self.precision)
                 for prediction, best in zip(readable, self.most_probable(logits, top), strict=True):
                     prediction.top = best

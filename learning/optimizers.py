@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ preparation, in which small matrices are done in fp32 (32x288: 0.14 ms instead o
 def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtype) -> Optimizer:
     """The optimizer of `config` with weight decay on the parameters of two or more dimensions only."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim >= 2]},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -35,7 +36,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtyp
             nesterov=config.momentum > 0,
             fused=True,
         )
-    options = {"lr": config.max_lr, "betas": (config.momentum, config.beta2), "weight_decay": config.weight_decay, "fused": True}
+    options: dict[str, Any] = {
+        "lr": config.max_lr,
+        "betas": (config.momentum, config.beta2),
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
     return Muon(groups, precision, **options) if config.optimizer == "muon" else AdamW(groups, **options)
 
 
@@ -81,12 +87,12 @@ class Muon(AdamW):
     large matrices are computed in.
     """
 
-    def __init__(self, groups: list[dict], precision: torch.dtype, **options: object) -> None:
+    def __init__(self, groups: list[dict], precision: torch.dtype, **options: Any) -> None:
         super().__init__(groups, **options)
         self.precision = precision
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # torch's stubs demand a closure, which no caller here has
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.ndim == 4 and parameter.shape[1] > 1:
@@ -95,6 +101,7 @@ class Muon(AdamW):
         super().step()
 
     def _step_of_muon(self, parameter: Tensor, group: dict) -> None:
+        assert parameter.grad is not None  # `step` passes by those without
         state = self.state[parameter]
         if not state:
             state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW wants a "step" to be restored

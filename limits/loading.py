@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -11,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ def load_class(spec: str) -> Callable[..., nn.Module] | nn.Module:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot import '{location}': {_one_line(error)}") from error
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     is_network = issubclass(found, nn.Module) if inspect.isclass(found) else isinstance(found, nn.Module) or callable(found)
     if not is_network:
         classes = [
@@ -88,7 +90,7 @@ def load_network(spec: str, num_channels: int = 3, num_classes: int = 10) -> nn.
                 call = inspect.signature(found).bind(*args, **kwargs)
             except (TypeError, ValueError):
                 continue
-            model, problem = _fitting(name, lambda call=call: found(*call.args, **call.kwargs), num_channels, num_classes)
+            model, problem = _fitting(name, functools.partial(found, *call.args, **call.kwargs), num_channels, num_classes)
             if model is not None:
                 return model
     raise InputError(problem)
@@ -170,7 +172,7 @@ def _run_file(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _run(code: object, name: str, path: Path) -> ModuleType:
+def _run(code: CodeType, name: str, path: Path) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(path)
     module.__package__ = name.rpartition(".")[0]
@@ -186,6 +188,7 @@ def _make_packages(path: Path, level: int) -> str:
         name = ".".join(["checked_package", *(part.name for part in folders[1 : depth + 1])])
         start = folder / "__init__.py"
         spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder)])
+        assert spec is not None  # there always is one for a name that ends in .py
         if not start.is_file():
             spec.loader = None
         for old in [old for old in sys.modules if old == name or old.startswith(name + ".")]:

@@ -180,7 +180,7 @@ def _randomise(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False).uniform_(0.5, 1.5)
         if parameter.dim() > 1:  # keep the scale from layer to layer
-            parameter /= parameter[0].numel() / math.sqrt(math.prod(parameter.shape[2:]))
+            parameter.div_(parameter[0].numel() / math.sqrt(math.prod(parameter.shape[2:])))
 
 
 def _by_gradient(feature_map: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> tuple[float, bool]:

@@ -79,7 +79,7 @@ def _families_with(missing: frozenset[int]) -> tuple[str, ...]:
     from matplotlib import font_manager
 
     families, left = [], set(missing)
-    found = {}
+    found: dict[str, set[int]] = {}
     for font in font_manager.fontManager.ttflist:
         with contextlib.suppress(RuntimeError, OSError):  # a damaged font file
             found.setdefault(font.name, left & set(font_manager.get_font(font.fname).get_charmap()))

@@ -41,7 +41,9 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
     warnings.filterwarnings("ignore", module="PIL")  # of oddities in files that it can read
     paths, faults = find_images(named)
     table = Table([printable(path) for path in paths], network.card["classes"])
-    predicted, on_sheet, changed = [], [], {}
+    predicted: list[dict[str, Any] | None] = []  # None for one that is in a printed row
+    on_sheet: list[tuple[np.ndarray, Top, str, bool]] = []
+    changed: dict[str, list[tuple[str, str]]] = {}
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if paths and not as_json:
@@ -66,6 +68,7 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
             print(table.row(name, prediction.top))
             predicted.append(None)
         if sheet and len(on_sheet) < SHEET_IMAGES:
+            assert prediction.image is not None  # as there is no fault
             on_sheet.append((prediction.image, prediction.top, printable(prediction.path.name), False))
         for change in prediction.changes:
             changed.setdefault(change.split(" from ")[0], []).append((name, change))
@@ -77,7 +80,7 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
         print(json.dumps({"predictions": predicted, "faults": faults, "seconds": seconds}, indent=1))
     elif len(predicted) > 1:
         print(f"note: {len(predicted):,} images in {seconds:.2f} s, {len(predicted) / seconds:,.0f} a second", file=sys.stderr)
-    if on_sheet:
+    if sheet and on_sheet:
         write_sheet(sheet, on_sheet)
     return 1 if faults else 0
 

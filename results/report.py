@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -70,8 +70,8 @@ def write_report(
     accuracy = float((predictions == test.labels).mean())
     target = config.get("early_exit_accuracy")
 
-    curves = png(curves_figure(history, target, accuracy))
-    confusion = png(confusion_figure(test.labels, predictions, classes))
+    curves = png(cast("Figure", curves_figure(history, target, accuracy)))
+    confusion = png(cast("Figure", confusion_figure(test.labels, predictions, classes)))
     page = render(
         Path(__file__).with_name("report.html.jinja"),
         title=title,
@@ -106,7 +106,8 @@ def write_report(
     )
     write_atomically(folder / "curves.png", curves)
     write_atomically(folder / "confusion.png", confusion)
-    write_atomically(folder / "mistakes.png", png(mistakes_figure(test.images, test.labels, probabilities, classes)))
+    mistakes = cast("Figure", mistakes_figure(test.images, test.labels, probabilities, classes))
+    write_atomically(folder / "mistakes.png", png(mistakes))
     write_atomically(folder / "run.png", png(_run_figure(title, history, target, test, probabilities, classes), dpi=100))
     write_atomically(folder / "report.html", page.encode("utf-8", "replace"))
     return folder / "report.html"
@@ -262,7 +263,7 @@ def _run_figure(
     """Curves, confusion matrix and mistakes side by side."""
     figure = new_figure(16, 7)
     figure.suptitle(_short(title, 110), fontsize=14, parse_math=False)
-    left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 6, 5], wspace=0.02)
+    left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=[5, 6, 5], wspace=0.02)[0]
     predictions = probabilities.argmax(1)
     curves_figure(history, target, float((predictions == test.labels).mean()), into=left)
     confusion_figure(test.labels, predictions, classes, into=middle)

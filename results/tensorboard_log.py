@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from learning.history import Evaluation, Observer, Training
 from results import report
 from results.canvas import pixels
 from utils import demand_writable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVERY = 10
 """Steps between two points of the curves of single batches."""
@@ -101,7 +105,7 @@ class TensorBoardLog(Observer):
         classes = trainer.dataset.classes
         with self._faults_in_one_line():
             self._curves(trainer.history.evaluations[-1])
-            figure = report.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes)
+            figure = cast("Figure", report.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes))
             self.writer.add_image("confusion_matrix", pixels(figure), trainer.step, dataformats="HWC")
 
     def saving(self) -> None:
@@ -153,8 +157,9 @@ class TensorBoardLog(Observer):
         # Not by add_hparams, which opens a folder of its own for them, a further one at each call.
         card = {name: trainer.card[name] for name in ("preset", "dataset", "parameters") if name in trainer.card}
         config = asdict(trainer.config) | {"teacher": ", ".join(trainer.config.teacher)}  # it takes no tuples
+        file_writer: Any = self.writer.file_writer  # torch's stubs know its first value alone, None
         for summary in hparams(card | config, {"accuracy/validation": 0, "test/accuracy": 0}):
-            self.writer.file_writer.add_summary(summary)
+            file_writer.add_summary(summary)
 
     @contextlib.contextmanager
     def _faults_in_one_line(self) -> Iterator[None]:
