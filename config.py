@@ -68,6 +68,13 @@ class TrainConfig:
     images_per_draw: int = 1
     """Images of a batch that share one draw of that augmentation, 1 to 32; batch_size must be a multiple. The draw is nearly all
     of its cost: 16 images that share one take a tenth of the time of 16 that do not (benchmarks/pipeline.py)."""
+    shift: int = 0
+    """Every image is moved by up to this many pixels, whole ones, along each axis; the border is its mirror image. 0 for none."""
+    alternating_flip: bool = False
+    """Every image is mirrored in every second epoch, half of the images in the first one (Jordan 2024)."""
+    resolutions: tuple[tuple[float, int], ...] = ()
+    """(Share of the steps, pixels): up to that share of all steps images are scaled to that many pixels a side; after the last
+    one they are as they are. Fewer pixels cost less while the network learns what is coarse (Howard 2018; Touvron et al. 2019)."""
     cutmix: float = 0.0
     """Share of the batches whose images have a rectangle of another image of the batch, and of its label in proportion to the area
     (CutMix, Yun et al. 2019), 0 to 1."""
@@ -124,6 +131,7 @@ class TrainConfig:
             "checkpoint_every",
             "seed",
             "flat_loss",
+            "shift",
         ):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
@@ -133,6 +141,11 @@ class TrainConfig:
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
         demand("image_size", self.image_size >= 28, "28 or more")
+        shares = [0.0, *(share for share, _ in self.resolutions), 1.0]
+        demand("resolutions", shares == sorted(set(shares)), "pairs with rising shares, between 0 and 1")
+        demand("resolutions", all(pixels > 0 for _, pixels in self.resolutions), "pairs with pixels above 0")
+        if self.augment and (self.shift or self.alternating_flip):
+            raise InputError(f"augment is {self.augment}: with shift or alternating_flip it must be 0")
         if self.early_exit_accuracy is not None:
             demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
 
@@ -255,6 +268,40 @@ PRESETS: dict[str, Preset] = {
         "the most accurate network under 100,000 parameters",
         replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",)),
         {"widths": (24, 48, 80, 112), **_DEEP},
+    ),
+    "cifar100": Preset(
+        "CIFAR-100 without limits on the network",
+        TrainConfig(
+            epochs=10,
+            batch_size=256,
+            optimizer="muon",
+            max_lr=0.015,
+            momentum=0.9,
+            beta2=0.98,
+            weight_decay=0.1,
+            pct_start=0.2,
+            label_smoothing=0.2,
+            ema_decay=0.99,
+            shift=2,
+            alternating_flip=True,
+            resolutions=((0.25, 20), (0.6, 24)),
+            workers=0,
+            val_images=2000,
+        ),
+        {
+            "widths": (24, 64, 256, 768),
+            "pools": (1, 2, 2, 2),  # 31x31 maps, then 15x15, 7x7 and 3x3
+            "kinds": (
+                ("whitening",),
+                ("dense", "dense"),
+                ("bottleneck", "bottleneck", "bottleneck"),
+                ("bottleneck", "bottleneck", "bottleneck"),
+            ),
+            "activation": "silu",
+            "dirac": True,
+            "max_features": True,
+            **(_FINE | {"logit_scale": 0.1}),
+        },
     ),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",

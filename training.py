@@ -28,6 +28,7 @@ from learning.distillation import Teacher, distillation_loss
 from learning.history import Evaluation, History, Observer
 from learning.inference import loss_and_accuracy, predict_logits
 from learning.optimizers import build_optimizer
+from learning.resolution import scaled
 from utils import (
     demand_writable,
     interrupt_flag,
@@ -222,7 +223,15 @@ class Trainer:
             )
         else:
             self.batches = VectorisedBatches(
-                self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device, shard
+                self.train_split,
+                config.batch_size,
+                self.mean,
+                self.std,
+                config.seed,
+                self.device,
+                shard,
+                config.shift,
+                config.alternating_flip,
             )
         budget = config.steps or max(1, round(config.epochs * self.batches.steps_per_epoch))
         self.cycle_ends = [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
@@ -266,6 +275,7 @@ class Trainer:
         self.model.train()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         labels = targets
+        inputs = scaled(inputs, self.config.resolutions, self.step / self.total_steps)
         if self.config.cutmix and torch.rand(()).item() < self.config.cutmix:
             inputs, labels = self.cutmix(inputs, targets)
             targets = labels.argmax(1)  # the class that most of the image shows
