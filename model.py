@@ -15,7 +15,6 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": partial(F.relu, inplace=True),
     "silu": F.silu,  # x * sigmoid(x) (Hendrycks & Gimpel 2016)
-    "none": nn.Identity(),
 }
 
 
@@ -120,16 +119,19 @@ class Layer(nn.Module):
         )
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.norm = nn.BatchNorm2d(out_channels, momentum=norm_momentum)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.residual = in_channels == out_channels and pool == 1
         if self.residual:
             nn.init.zeros_(self.norm.weight)
         elif dirac:
             nn.init.dirac_(self.conv.weight.data[:in_channels])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """`shortcut` is what a residual layer adds in place of its input."""
         y = self.norm(self.pool(self.conv(self.depthwise(x))))
-        return self.activation(y + x if self.residual else y)
+        if self.residual:
+            y = y + (x if shortcut is None else shortcut)
+        return ACTIVATIONS[self.activation](y)
 
 
 class Bottleneck(nn.Module):
@@ -144,15 +146,13 @@ class Bottleneck(nn.Module):
         inner = out_channels // 4
         self.reduce = Layer(in_channels, inner, "pointwise", 1, norm_momentum, activation, dirac)
         self.conv = Layer(inner, inner, "dense", pool, norm_momentum, activation, dirac)
-        self.expand = Layer(inner, out_channels, "pointwise", 1, norm_momentum, "none", dirac)
-        self.activation = ACTIVATIONS[activation]
-        self.residual = in_channels == out_channels and pool == 1
-        if self.residual:
+        self.expand = Layer(inner, out_channels, "pointwise", 1, norm_momentum, activation, dirac)
+        self.expand.residual = in_channels == out_channels and pool == 1  # the shortcut is the input of all three
+        if self.expand.residual:
             nn.init.zeros_(self.expand.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.expand(self.conv(self.reduce(x)))
-        return self.activation(y + x if self.residual else y)
+        return self.expand(self.conv(self.reduce(x)), x)
 
 
 class WhiteningConv2d(nn.Conv2d):

@@ -74,7 +74,6 @@ def test_cutmix_puts_a_rectangle_of_another_image_and_its_share_of_the_label(dat
     assert max(covered) > 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_images_are_small_at_first_and_whole_at_last(dataset):
     config = replace(SMALL, steps=10, resolutions=((0.2, 20), (0.5, 24)))
     trainer = make_trainer(dataset, config)
@@ -106,6 +105,7 @@ def test_two_ways_to_augment_are_refused(field):
         replace(SMALL, augment=0.5, **field)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_weight_decay_spares_biases_and_batch_norm(dataset, optimizer):
     trainer = make_trainer(dataset, replace(SMALL, optimizer=optimizer, weight_decay=0.3))
     trainer._prepare()
