@@ -76,15 +76,22 @@ class TrainConfig:
     images_per_draw: int = 1
     """Images of a batch that get the same random augmentation, 1 to 32; batch_size must be a multiple of it. Drawing the random
     numbers is nearly the whole cost: 16 images that share a draw take a tenth of the time (benchmarks/pipeline.py)."""
+    shift: int = 0
+    """Every image is shifted by up to this many whole pixels along each axis; the border is filled by reflection. 0 for none."""
+    alternating_flip: bool = False
+    """Flip every image horizontally in every second epoch, half of the images in the first one (Jordan 2024)."""
+    resolutions: tuple[tuple[float, int], ...] = ()
+    """(Share of the steps, pixels): up to that share of all steps, images are scaled to that many pixels a side; after the last
+    share they keep their size. Fewer pixels cost less while the network learns coarse features (Howard 2018; Touvron et al.
+    2019)."""
     cutmix: float = 0.0
     """Share of the batches that are mixed by CutMix (Yun et al. 2019), 0 to 1: each image gets a rectangle of another image of the
     batch, and a share of its label in proportion to the area."""
     workers: int = 2
     """Worker processes that augment images; without augmentation none are started."""
     val_images: int = 5000
-    """Validation images, cut from the training split with the same class proportions. They guide the training; the test
-    split is only reported. 0
-    validates on the training images. A data set with a validation split of its own keeps that."""
+    """Validation images, cut from the training split with the same class proportions. They guide the training; the test split is
+    only reported. 0 validates on the training images. A data set with a validation split of its own keeps that."""
     eval_every: int = 0
     """Steps between two evaluations on the validation images; 0 for once an epoch."""
     patience: int = 0
@@ -134,6 +141,7 @@ class TrainConfig:
             "checkpoint_every",
             "seed",
             "flat_loss",
+            "shift",
         ):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
@@ -143,6 +151,11 @@ class TrainConfig:
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
         demand("image_size", self.image_size == 0 or self.image_size >= 28, "28 or more, or 0 to choose it from the images")
+        shares = [0.0, *(share for share, _ in self.resolutions), 1.0]
+        demand("resolutions", shares == sorted(set(shares)), "pairs with rising shares, between 0 and 1")
+        demand("resolutions", all(pixels > 0 for _, pixels in self.resolutions), "pairs with pixels above 0")
+        if self.augment and (self.shift or self.alternating_flip):
+            raise InputError(f"augment is {self.augment}: with shift or alternating_flip it must be 0")
         if self.early_exit_accuracy is not None:
             demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
 
@@ -270,6 +283,41 @@ PRESETS: dict[str, Preset] = {
         "the most accurate network under 100,000 parameters",
         replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",)),
         {"widths": (24, 48, 80, 112), **_DEEP},
+    ),
+    "cifar100": Preset(
+        "CIFAR-100 without limits on the network",
+        TrainConfig(
+            epochs=16,
+            batch_size=256,
+            optimizer="muon",
+            max_lr=0.012,
+            momentum=0.9,
+            beta2=0.98,
+            weight_decay=0.1,
+            pct_start=0.15,
+            label_smoothing=0.2,
+            ema_decay=0.99,
+            shift=2,
+            alternating_flip=True,
+            resolutions=((0.2, 20), (0.5, 24)),
+            workers=0,
+            val_images=2000,
+            checkpoint_every=60,
+        ),
+        {
+            "widths": (24, 64, 256, 768),
+            "pools": (1, 2, 2, 2),  # 31x31 maps, then 15x15, 7x7 and 3x3
+            "kinds": (
+                ("whitening",),
+                ("dense", "dense"),
+                ("dense", "bottleneck", "bottleneck"),
+                ("bottleneck", "bottleneck", "bottleneck"),
+            ),
+            "activation": "silu",
+            "dirac": True,
+            "max_features": True,
+            **(_FINE | {"logit_scale": 0.1}),
+        },
     ),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",

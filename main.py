@@ -59,7 +59,8 @@ def parse_one_of(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Union[choices], args=arguments, prog=program, description=description)  # noqa: UP007 (made at run time)
+            command: Any = Union[choices]  # noqa: UP007 (made at run time)
+            return tyro.cli(command, args=arguments, prog=program, description=description)
     except SystemExit as stop:
         if stop.code:  # tyro frames its complaint in a box: the lines above the first rule say what is wrong
             text = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:]]

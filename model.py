@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": partial(F.relu, inplace=True),
+    "silu": F.silu,  # x * sigmoid(x) (Hendrycks & Gimpel 2016)
+}
 
 
 class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of what has Conv in its name
@@ -67,7 +73,7 @@ class ResidualPointwiseConv2d(nn.Conv2d):
 
 class Layer(nn.Module):
     """One convolution layer: convolution, max-pooling where `pool` is above 1, BatchNorm, the input again where the shape
-    allows it, ReLU.
+    allows it, and one of ACTIVATIONS.
 
     Max-pooling comes before BatchNorm, as in Jordan 2024: BatchNorm and ReLU then have a quarter of the pixels to do, which
     makes a training step of the presets up to a fifth shorter.
@@ -81,10 +87,21 @@ class Layer(nn.Module):
     - ``separable_dilated``: the same with dilation 2.
 
     A layer that keeps its shape is residual and starts as the identity (the weight of its BatchNorm is zero, Goyal et al.
-    2017): the network begins as the shallow one, which is quick to train, and grows into the deep one.
+    2017): the network begins as the shallow one, which is quick to train, and grows into the deep one. With `dirac`, the first
+    filters of a layer that does not keep its shape start as the identity too: they pass on the input's channels (Zagoruyko &
+    Komodakis 2017, "DiracNets"; Jordan 2024).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kind: str, pool: int = 1, norm_momentum: float = 0.3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kind: str,
+        pool: int = 1,
+        norm_momentum: float = 0.3,
+        activation: str = "relu",
+        dirac: bool = False,
+    ) -> None:
         super().__init__()
         if kind == "separable":
             self.depthwise: nn.Module = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
@@ -103,13 +120,40 @@ class Layer(nn.Module):
         )
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.norm = nn.BatchNorm2d(out_channels, momentum=norm_momentum)
+        self.activation = activation
         self.residual = in_channels == out_channels and pool == 1
         if self.residual:
             nn.init.zeros_(self.norm.weight)
+        elif dirac:
+            nn.init.dirac_(self.conv.weight.data[:in_channels])
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """`shortcut` is what a residual layer adds in place of its input."""
+        y = self.norm(self.pool(self.conv(self.depthwise(x))))
+        if self.residual:
+            y = y + (x if shortcut is None else shortcut)
+        return ACTIVATIONS[self.activation](y)
+
+
+class Bottleneck(nn.Module):
+    """Three layers as one: 1x1 to a quarter of the output's channels, 3x3 there with the max-pooling, 1x1 to the output (He et
+    al. 2016). At many channels it has an eighth of the weights and mult-adds of a dense 3x3 layer.
+
+    One that keeps its shape is residual and starts as the identity, as a `Layer` does; the arguments are those of `Layer`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pool: int, norm_momentum: float, activation: str, dirac: bool) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        self.reduce = Layer(in_channels, inner, "pointwise", 1, norm_momentum, activation, dirac)
+        self.conv = Layer(inner, inner, "dense", pool, norm_momentum, activation, dirac)
+        self.expand = Layer(inner, out_channels, "pointwise", 1, norm_momentum, activation, dirac)
+        self.expand.residual = in_channels == out_channels and pool == 1  # the shortcut is the input of all three
+        if self.expand.residual:
+            nn.init.zeros_(self.expand.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.pool(self.conv(self.depthwise(x))))
-        return F.relu(y + x if self.residual else y, inplace=True)
+        return self.expand(self.conv(self.reduce(x)), x)
 
 
 class WhiteningConv2d(nn.Conv2d):
@@ -140,10 +184,11 @@ class WhiteningConv2d(nn.Conv2d):
         return F.relu(self._conv_forward(x, self.weight, self.bias), inplace=True)
 
 
-def _layer(in_channels: int, out_channels: int, kind: str, pool: int, norm_momentum: float) -> nn.Module:
-    if kind == "pointwise" and in_channels == out_channels and pool == 1:
-        return ResidualPointwiseConv2d(in_channels)
-    return Layer(in_channels, out_channels, kind, pool, norm_momentum)
+class MeanMaxPool2d(nn.Module):
+    """Mean and maximum of each channel over all pixels: (N, channels, H, W) -> (N, 2 * channels, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)], 1)
 
 
 class Net(nn.Module):
@@ -154,11 +199,15 @@ class Net(nn.Module):
         num_classes: number of logits.
         widths: output channels of the four blocks.
         pools: side of the max-pooling in the first layer of each block, 1 for none.
-        kinds: what the three layers of each block are (see `Layer`); the first, `whitening`, stands for the stem.
+        kinds: what the three layers of each block are (see `Layer`, and `Bottleneck` for ``bottleneck``); the first,
+            `whitening`, stands for the stem.
         stem_kernel, stem_stride, stem_padding: pixels on a side of the stem's patches, the distance between two patches, and
             the zeros added on every side of the image.
         norm_momentum: of the running statistics of BatchNorm; short trainings need a large one.
-        logit_scale: factor on the logits. Above 1 it lets few steps of a small learning rate reach confident predictions.
+        logit_scale: factor on the logits. Above 1 it lets few steps of a small learning rate reach confident predictions; below 1
+            it holds back a last layer of many inputs.
+        activation, dirac: of the layers (see `Layer`).
+        max_features: the last layer sees the maximum of each channel beside its mean.
 
     Shape: (N, num_channels, H, W) with H, W >= 28 -> raw logits (N, num_classes), any N >= 1.
     """
@@ -180,20 +229,31 @@ class Net(nn.Module):
         stem_padding: int = 0,
         norm_momentum: float = 0.3,
         logit_scale: float = 4.0,
+        activation: str = "relu",
+        dirac: bool = False,
+        max_features: bool = False,
     ) -> None:
         super().__init__()
 
+        def layer(in_channels: int, out_channels: int, kind: str, pool: int) -> nn.Module:
+            if kind == "pointwise" and in_channels == out_channels and pool == 1:
+                return ResidualPointwiseConv2d(in_channels)
+            if kind == "bottleneck":
+                return Bottleneck(in_channels, out_channels, pool, norm_momentum, activation, dirac)
+            return Layer(in_channels, out_channels, kind, pool, norm_momentum, activation, dirac)
+
         def rest(i: int) -> list[nn.Module]:
-            return [_layer(widths[i], widths[i], kind, 1, norm_momentum) for kind in kinds[i][1:]]
+            return [layer(widths[i], widths[i], kind, 1) for kind in kinds[i][1:]]
 
         stem: list[nn.Module] = [WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride, stem_padding)]
         if pools[0] > 1:
             stem.append(nn.MaxPool2d(pools[0]))
         self.C1 = nn.Sequential(*stem, *rest(0))
         self.C2, self.C3, self.C4 = (
-            nn.Sequential(_layer(widths[i - 1], widths[i], kinds[i][0], pools[i], norm_momentum), *rest(i)) for i in (1, 2, 3)
+            nn.Sequential(layer(widths[i - 1], widths[i], kinds[i][0], pools[i]), *rest(i)) for i in (1, 2, 3)
         )
-        self.O = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[3], num_classes))
+        pool, features = (MeanMaxPool2d(), 2 * widths[3]) if max_features else (nn.AdaptiveAvgPool2d(1), widths[3])
+        self.O = nn.Sequential(pool, nn.Flatten(), nn.Linear(features, num_classes))
         self.logit_scale = logit_scale
 
     def whiten(self, images: Tensor) -> None:

@@ -26,6 +26,7 @@ from learning.distillation import Teacher, distillation_loss
 from learning.history import Evaluation, History, Observer
 from learning.inference import loss_and_accuracy, predict_logits
 from learning.optimizers import build_optimizer, freeze_features
+from learning.resolution import scaled
 from learning.schedule import cycle_ends, learning_rate
 from utils import demand_writable, interrupt_flag, keep_freed_memory, provenance, resolve_device, resolve_precision
 
@@ -219,7 +220,15 @@ class Trainer:
             )
         else:
             self.batches = VectorisedBatches(
-                self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device, shard
+                self.train_split,
+                config.batch_size,
+                self.mean,
+                self.std,
+                config.seed,
+                self.device,
+                shard,
+                config.shift,
+                config.alternating_flip,
             )
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.cycle_ends = cycle_ends(config, self.steps_per_epoch)
@@ -254,6 +263,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         labels = targets
+        inputs = scaled(inputs, self.config.resolutions, self.step / self.total_steps)
         if self.config.cutmix and torch.rand(()).item() < self.config.cutmix:
             inputs, labels = self.cutmix(inputs, targets)
             targets = labels.argmax(1)  # the class that most of the image shows

@@ -202,7 +202,9 @@ class _Sampler:
 
 
 class VectorisedBatches:
-    """Batches of images with which nothing random is done: whole batches are picked and normalised at once.
+    """Batches of images that are picked, moved, mirrored and normalised at once, as whole batches.
+
+    `shift` and `alternating_flip` are those of TrainConfig; both come from the seed and the step alone.
 
     `steps(steps)` yields (inputs, targets) of each of these global steps: (B, C, H, W) float32 in channels_last memory
     and (B,) int64, on `device`. Each epoch is a new order; what is left after its last whole batch is not used in it.
@@ -220,9 +222,17 @@ class VectorisedBatches:
         seed: int,
         device: torch.device,
         shard: tuple[int, int] = (0, 1),
+        shift: int = 0,
+        alternating_flip: bool = False,
     ) -> None:
         self.sampler = _Sampler(len(split.labels), batch_size, seed, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.shift = shift
+        if shift >= min(split.images.shape[1:3]):
+            raise InputError(f"shift is {shift}: it must be less than the side of an image ({min(split.images.shape[1:3])} pixels)")
+        # Which images the even epochs mirror; the odd ones mirror the others.
+        coins = np.random.default_rng(seed).integers(2, size=len(split.labels)) if alternating_flip else None
+        self.flips = None if coins is None else torch.from_numpy(coins).bool().to(device)
         self.mean, self.std, self.device = mean, std, device
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -231,8 +241,31 @@ class VectorisedBatches:
         rows = self.images.view(len(self.images), -1)  # picking long rows is a few memory copies
         for step in steps:
             picked = self.sampler.indices(step, self.device)
-            pixels = rows.index_select(0, picked).view(-1, *self.images.shape[1:])
+            if self.shift or self.flips is not None:
+                pixels = self._moved(picked, step)
+            else:
+                pixels = rows.index_select(0, picked).view(-1, *self.images.shape[1:])
             yield normalise(pixels, self.mean, self.std), self.labels.index_select(0, picked)
+
+    def _moved(self, picked: Tensor, step: int) -> Tensor:
+        """The images `picked` (B,) as (B, H, W, C) uint8, moved and mirrored as `step` says."""
+        height, width = self.images.shape[1:3]
+        sampler = self.sampler
+        # Drawn for the batch of all processes, of which each takes its part.
+        random = np.random.default_rng([sampler.seed, step])
+        shifts = torch.from_numpy(random.integers(-self.shift, self.shift + 1, (sampler.batch_size, 2)))
+        down, right = shifts[sampler.rank * sampler.share :][: sampler.share].to(self.device)[..., None].unbind(1)
+        rows = _mirrored(torch.arange(height, device=self.device) + down, height)
+        columns = _mirrored(torch.arange(width, device=self.device) + right, width)
+        if self.flips is not None:
+            flipped = self.flips[picked] ^ bool(step // self.steps_per_epoch % 2)
+            columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+        return self.images[picked[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Places up to size - 1 outside 0..size-1, mirrored at the first and the last one."""
+    return size - 1 - (size - 1 - places.abs()).abs()
 
 
 class AugmentedBatches:

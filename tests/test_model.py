@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from config import PRESETS
 from conftest import ROOT
 from learning.inference import for_inference
-from model import DilatedDepthwiseConv2d, Layer, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
+from model import Bottleneck, DilatedDepthwiseConv2d, Layer, MeanMaxPool2d, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
 
 
 @pytest.mark.parametrize("dilation", [2, 3])
@@ -78,6 +78,55 @@ def test_layers_that_keep_their_shape_start_as_the_identity():
     x = torch.rand(2, 16, 8, 8)
     assert torch.equal(layer(x), x)
     assert not torch.equal(Layer(16, 32, "separable")(x)[:, :16], x)
+
+
+def test_bottleneck_starts_as_the_identity_where_it_keeps_its_shape_and_learns():
+    torch.manual_seed(0)
+    x = torch.rand(2, 16, 8, 8)
+    layer = Bottleneck(16, 16, 1, 0.1, "relu", dirac=True)
+    assert torch.equal(layer(x), x)
+    F.mse_loss(layer(x), torch.zeros_like(x)).backward()
+    assert layer.expand.norm.weight.grad.abs().min() > 0
+    wider = Bottleneck(16, 32, 2, 0.1, "silu", dirac=True)
+    assert wider(x).shape == (2, 32, 4, 4)
+    assert sum(p.numel() for p in wider.parameters() if p.ndim == 4) == 16 * 8 + 8 * 8 * 9 + 8 * 32
+
+
+@pytest.mark.parametrize("kind", ["dense", "pointwise"])
+def test_dirac_layer_that_widens_passes_its_input_on_in_its_first_channels(kind):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6)
+    conv = Layer(8, 20, kind, dirac=True).conv
+    assert torch.equal(conv(x)[:, :8], x)
+    assert conv.weight[8:].abs().amin((1, 2, 3)).min() > 0, "the other filters stay random"
+    assert not torch.equal(Layer(8, 20, kind).conv(x)[:, :8], x)
+
+
+def test_activation_is_that_of_every_layer():
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6)
+    for name, function in (("relu", F.relu), ("silu", F.silu)):
+        layer = Layer(8, 12, "dense", activation=name).eval()
+        torch.testing.assert_close(layer(x), function(layer.norm(layer.conv(x))))
+
+
+def test_mean_and_maximum_of_each_channel():
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [-4.0, 0.0]]]])
+    assert MeanMaxPool2d()(x).flatten().tolist() == [3.0, -1.0, 6.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [20, 24, 32])
+def test_network_of_cifar100_at_every_resolution_of_its_training(size):
+    network = Net(3, 100, **PRESETS["cifar100"].net)
+    network.whiten(torch.randn(64, 3, 32, 32))
+    stem = network.C1[0].weight.clone()
+    logits = network(torch.randn(4, 3, size, size))
+    assert logits.shape == (4, 100)
+    logits.square().sum().backward()
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    optimizer.step()
+    assert torch.equal(network.C1[0].weight, stem), "the whitening stem is frozen"
+    assert network.O[-1].in_features == 2 * 768
 
 
 def test_residual_1x1_layer_is_its_convolution_added_to_its_input():
@@ -152,7 +201,8 @@ def test_stands_alone(module):
 
 
 @pytest.mark.parametrize(
-    ("preset", "lowest_weight", "left"), [("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("accurate", -1.5, 2)]
+    ("preset", "lowest_weight", "left"),
+    [("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("cifar100", 0.5, 0), ("accurate", -1.5, 2)],
 )
 def test_folded_network_predicts_the_same(preset, lowest_weight, left):
     """Behind max-pooling a BatchNorm with a negative weight is left."""

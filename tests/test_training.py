@@ -21,6 +21,7 @@ from conftest import ALL_THREADS, ROOT, assert_refused, run_main
 from images import data
 from images.data import Split
 from learning.history import FLAT_EVALUATIONS, History
+from learning.resolution import scaled
 from model import Net
 from training import Trainer
 from utils import load_checkpoint, save_checkpoint, seed_everything
@@ -72,6 +73,37 @@ def test_cutmix_puts_a_rectangle_of_another_image_and_its_share_of_the_label(dat
         torch.testing.assert_close(labels, torch.lerp(own, other, covered[-1]))
     assert len(set(covered)) == 3
     assert max(covered) > 0
+
+
+def test_images_are_small_at_first_and_whole_at_last(dataset):
+    config = replace(SMALL, steps=10, resolutions=((0.2, 20), (0.5, 24)))
+    trainer = make_trainer(dataset, config)
+    sizes = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])) if module.training else None
+    )
+    trainer.fit()
+    assert sizes == [(20, 20)] * 2 + [(24, 24)] * 3 + [(32, 32)] * 5
+
+
+def test_scaled_images_keep_their_brightness_and_layout():
+    images = torch.linspace(-1, 1, 32).expand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    small = scaled(images, ((0.5, 16),), 0.49)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(small[0, 0, 0, 1:-1], images[0, 0, 0].unflatten(0, (16, 2)).mean(1)[1:-1])
+    assert scaled(images, ((0.5, 16),), 0.5) is images
+
+
+@pytest.mark.parametrize("resolutions", [((0.5, 20), (0.2, 24)), ((0.0, 20),), ((1.0, 20),), ((0.5, 0),)])
+def test_impossible_resolutions(resolutions):
+    with pytest.raises(InputError, match="resolutions is"):
+        replace(SMALL, resolutions=resolutions)
+
+
+@pytest.mark.parametrize("field", [{"shift": 2}, {"alternating_flip": True}])
+def test_two_ways_to_augment_are_refused(field):
+    with pytest.raises(InputError, match="augment is 0.5: with shift or alternating_flip it must be 0"):
+        replace(SMALL, augment=0.5, **field)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
@@ -246,6 +278,11 @@ def wait_for(condition, seconds: float = 120) -> None:
         (("--augment", 0), ALL_THREADS),
         pytest.param(("--augment", 0, "--optimizer", "muon"), ALL_THREADS, marks=pytest.mark.slow),
         pytest.param(("--augment", 0.5, "--cutmix", 0.5), None, marks=pytest.mark.slow),
+        pytest.param(
+            ("--augment", 0, "--shift", 2, "--alternating-flip", "--resolutions", 0.2, 20, 0.6, 24),
+            ALL_THREADS,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):

@@ -79,7 +79,7 @@ def _describe(module: nn.Module, parent: nn.Module, network: Net) -> tuple[str, 
     """What it is, and its formula."""
     from torch import nn
 
-    from model import DilatedDepthwiseConv2d, Layer, ResidualPointwiseConv2d, WhiteningConv2d
+    from model import DilatedDepthwiseConv2d, MeanMaxPool2d, ResidualPointwiseConv2d, WhiteningConv2d
 
     if isinstance(module, nn.Conv2d):
         kernel = "x".join(map(str, module.kernel_size))
@@ -94,12 +94,17 @@ def _describe(module: nn.Module, parent: nn.Module, network: Net) -> tuple[str, 
             return f"depthwise {kernel}{notes}", r"$y_c = w_c \star x_c$"
         return (f"dense {kernel}{notes}", r"$y = W \star x$") if module.kernel_size != (1, 1) else ("1x1", "$y = W x$")
     if isinstance(module, nn.BatchNorm2d):
-        if isinstance(parent, Layer) and parent.residual:
-            return "BatchNorm, sum, ReLU", r"$y = \max(0, \gamma \hat x + \beta + r)$"
-        return "BatchNorm, ReLU", r"$y = \max(0, \gamma \hat x + \beta)$"
+        words, inner = ["BatchNorm"], r"\gamma \hat x + \beta"
+        if parent.residual:
+            words, inner = [*words, "sum"], inner + " + r"
+        if parent.activation == "silu":
+            return ", ".join([*words, "SiLU"]), rf"$y = \mathrm{{silu}}({inner})$"
+        return ", ".join([*words, "ReLU"]), rf"$y = \max(0, {inner})$"
     if isinstance(module, nn.MaxPool2d):
         k = module.kernel_size
         return f"max-pooling {k}x{k}", r"$y_{p} = \max_{q \in p} x_{q}$"
+    if isinstance(module, MeanMaxPool2d):
+        return "global mean and maximum", r"$y = (\frac{1}{HW} \sum_{p} x_{c,p}, \max_{p} x_{c,p})$"
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return "global average pooling", r"$y_c = \frac{1}{HW} \sum_{p} x_{c,p}$"
     if isinstance(module, nn.Linear):

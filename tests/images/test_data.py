@@ -96,8 +96,49 @@ def test_vectorised_batches_are_normalised_images_with_their_labels():
     assert len(set(seen)) == 48, "no image twice in an epoch"
 
 
+def moved(
+    split: Split, seed: int = 0, shard: tuple[int, int] = (0, 1), shift: int = 2, alternating_flip: bool = True
+) -> VectorisedBatches:
+    return VectorisedBatches(split, 16, (0.0,) * 3, (1.0,) * 3, seed, CPU, shard, shift, alternating_flip)
+
+
+def test_every_image_is_moved_by_whole_pixels_and_its_border_mirrored():
+    split = random_split(64, classes=64)  # the label names the image
+    seen = set()
+    for inputs, targets in moved(split, alternating_flip=False).steps(range(4)):
+        assert inputs.is_contiguous(memory_format=torch.channels_last) and inputs.dtype == torch.float32
+        for image, label in zip(inputs, targets, strict=True):
+            padded = np.pad(split.images[label], ((2, 2), (2, 2), (0, 0)), mode="reflect").astype(np.float32) / 255
+            crops = {(y, x): padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)}
+            found = [place for place, crop in crops.items() if np.allclose(crop, image.permute(1, 2, 0).numpy(), atol=1e-6)]
+            assert len(found) == 1
+            seen.update(found)
+    assert len(seen) > 15, "most of the 25 places occur"
+
+
+def test_every_image_is_mirrored_in_every_second_epoch():
+    split = random_split(32, classes=32)
+    epochs = []
+    for epoch in range(4):
+        mirrored = {}
+        for inputs, targets in moved(split, shift=0).steps(range(2 * epoch, 2 * epoch + 2)):
+            for image, label in zip(inputs, targets.tolist(), strict=True):
+                plain = torch.from_numpy(split.images[label]).permute(2, 0, 1) / 255
+                mirrored[label] = torch.allclose(image, plain.flip(2), atol=1e-6)
+                assert mirrored[label] or torch.allclose(image, plain, atol=1e-6)
+        epochs.append(mirrored)
+    assert 4 < sum(epochs[0].values()) < 28, "about half of them in the first epoch"
+    assert all(epochs[0][label] != epochs[1][label] for label in range(32))
+    assert epochs[2:] == epochs[:2]
+
+
+def test_shift_as_large_as_an_image_is_refused():
+    with pytest.raises(InputError, match="shift is 32: it must be less than the side of an image"):
+        moved(random_split(16), shift=32)
+
+
 @pytest.mark.parametrize(
-    "make", [vectorised, functools.partial(augmented, workers=0), functools.partial(augmented, workers=0, images_per_draw=8)]
+    "make", [vectorised, moved, functools.partial(augmented, workers=0), functools.partial(augmented, workers=0, images_per_draw=8)]
 )
 def test_batches_depend_on_seed_and_step_alone(make):
     split = random_split(50)
@@ -133,6 +174,7 @@ def test_same_image_is_augmented_otherwise_in_another_epoch():
     "make",
     [
         vectorised,
+        moved,
         functools.partial(augmented, workers=0, images_per_draw=4),
         functools.partial(augmented, workers=2, images_per_draw=2),
     ],
