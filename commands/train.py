@@ -7,13 +7,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from commands.shared import network_class, write_report
+from commands.run_folder import REPORT, remove, run_folder
+from commands.shared import network_class, silence, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
-from utils import ROOT, network_card, resolve_device, save_weights, seed_everything, set_threads, summary, write_json
+from learning.weights import save_weights
+from utils import ROOT, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from images.data import ImageDataset
@@ -36,7 +38,10 @@ class Train:
     data_dir: Path = ROOT / "data"
     """Where the data sets are, or are downloaded to."""
     out: Path | None = None
-    """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET)."""
+    """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET, with -2, -3, ... where that holds a
+    run)."""
+    overwrite: bool = False
+    """Remove the run in that folder first."""
     resume: bool = False
     """Go on from the checkpoint in that folder, exactly as if the run had not stopped; with other --epochs, to another end."""
     init: Path | None = None
@@ -47,6 +52,8 @@ class Train:
     """Write a page with curves, confusion matrix and mistakes there."""
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ there."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print errors only."""
     threads: int = 0
     """Threads torch computes with; 0 leaves it to torch (one a core)."""
     conv: Literal["torch", "by-hand"] = "torch"
@@ -59,27 +66,32 @@ class Train:
         preset = get_preset(self.preset)
         if self.conv == "by-hand" and self.config.compile:
             raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
+        from images import data
         from learning import distributed
 
         set_threads(self.threads)
-        with distributed.group(resolve_device(self.config.device)):
-            return self._train(preset)
+        with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
+            name = data.resolve_auto(self.dataset, self.data_dir)
+            out = default = ROOT / "runs" / f"{self.preset}-{data.file_name(name)}"
+            if distributed.is_main():
+                out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite))
+            return self._train(preset, name, Path(distributed.from_main(str(out))))
 
-    def _train(self, preset: Preset) -> int:
+    def _train(self, preset: Preset, name: str, out: Path) -> int:
         import torch
 
         from images import data
         from learning import distributed
         from learning.checkpoint import BUDGET
         from learning.fitting import FITTED, fit_to_data, say_missing_classes
+        from learning.history import Observer, Observers
+        from learning.log import Log
+        from learning.weights import load_checkpoint
         from training import Trainer
-        from utils import load_checkpoint
 
         if self.config.freeze and not (self.init or self.resume):
             raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
-        name = data.resolve_auto(self.dataset, self.data_dir)
-        out = self.out or ROOT / "runs" / f"{self.preset}-{data.file_name(name)}"
-        kept = load_checkpoint(out / "checkpoint.pt") if self.resume and (out / "checkpoint.pt").exists() else None
+        kept = load_checkpoint(out / "checkpoint.pt") if self.resume else None
         start = load_start(self.init) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
         side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
@@ -102,24 +114,29 @@ class Train:
         if is_trained:
             about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
         print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
-        log = None
-        if self.tensorboard and distributed.is_main():
-            from results.tensorboard_log import TensorBoardLog
+        board, observer = None, Observer()
+        if distributed.is_main():
+            observer = Log(out)
+            if self.tensorboard:
+                from results.tensorboard_log import TensorBoardLog
 
-            log = TensorBoardLog(out / "tensorboard")
+                board = TensorBoardLog(out / "tensorboard")
+                observer = Observers(observer, board)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
-        trainer = Trainer(model, dataset, config, out, card=card, observer=log)
+        trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         say_missing_classes(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
-        with log or contextlib.nullcontext():
+        with board or contextlib.nullcontext():
             history = trainer.fit(self.resume)
             test_loss, test_accuracy = trainer.evaluate(dataset.test, precision)
-            if log:
-                log.tested(trainer.step, test_loss, test_accuracy)
+            if board:
+                board.tested(trainer.step, test_loss, test_accuracy)
         if not distributed.is_main():
             return 0
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
+        if kept and kept["step"] != trainer.step:
+            remove(out, REPORT)  # of the weights that are now replaced
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         write_json(out / "run.json", {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)})
         if history.kept:

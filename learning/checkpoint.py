@@ -12,7 +12,8 @@ from images.sources import SPLIT_NAMES
 from learning import distributed
 from learning.history import History
 from learning.schedule import cycle_ends, with_other_budget
-from utils import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from learning.weights import load_checkpoint, save_checkpoint
+from utils import random_states, restore_random_states
 
 if TYPE_CHECKING:
     from training import Trainer

@@ -20,8 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import InputError
 from images.data import ImageDataset, normalise
 from images.files import read_image
+from learning.weights import load_weights
 from model import Layer, Net, ResidualPointwiseConv2d
-from utils import hardware, load_weights, resolve_precision
+from utils import hardware, resolve_precision
 
 BATCH_SIZE = 128
 """Image files that are predicted together, at most."""
