@@ -219,7 +219,8 @@ class Trainer:
             self.batches = VectorisedBatches(
                 self.train_split, config.batch_size, self.mean, self.std, config.seed, self.device, shard
             )
-        self.cycle_ends = cycle_ends(config, self.batches.steps_per_epoch)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.cycle_ends = cycle_ends(config, self.steps_per_epoch)
         self.total_steps = self.cycle_ends[-1]
         if hasattr(self.model, "whiten") and config.whiten_images:
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
@@ -302,7 +303,7 @@ class Trainer:
 
     def is_due(self, every: int) -> bool:
         """Whether what comes every so many steps (0: once an epoch), and at the end of a OneCycle, comes after the latest one."""
-        return self.step % (every or self.batches.steps_per_epoch) == 0 or self.step in self.cycle_ends
+        return self.step % (every or self.steps_per_epoch) == 0 or self.step in self.cycle_ends
 
     def _evaluate(self) -> None:
         self.read_losses()
@@ -312,7 +313,7 @@ class Trainer:
         self.history.evaluations.append(
             Evaluation(
                 step=self.step,
-                epoch=self.step / self.batches.steps_per_epoch,
+                epoch=self.step / self.steps_per_epoch,
                 images_seen=self.step * self.config.batch_size,
                 learning_rate=self.learning_rate,
                 train_loss=self.running["loss"] / images,

@@ -185,15 +185,24 @@ def run_seeds(
     Raises InputError where a run fails for another reason than a missed target.
     """
     same = {"preset": preset, "dataset": dataset, "data-dir": data_dir, "target": target, "threads": threads, "conv": conv}
-    runs = []
+    runs, said = [], set()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(first_seed, first_seed + seeds):
             path = Path(folder) / f"{seed}.json"
             options = [f"--{name}={value}" for name, value in {**same, "seed": seed, "json": path}.items()]
             options += ["--skip-unreadable"] * skip_unreadable
             started = time.perf_counter()
-            child = subprocess.run([sys.executable, str(ROOT / "main.py"), "sprint", *options], stdout=subprocess.DEVNULL)
+            child = subprocess.run(
+                [sys.executable, str(ROOT / "main.py"), "sprint", *options],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             process_seconds = time.perf_counter() - started
+            for line in child.stderr.splitlines():
+                if line not in said:  # what is true of all seeds is said once
+                    print(line, file=sys.stderr)
+                    said.add(line)
             if child.returncode not in (0, 3):
                 raise InputError(f"the run with seed {seed} ended with exit status {child.returncode}: see its message above")
             run = json.loads(path.read_text())["runs"][0] | {"process_seconds": process_seconds}

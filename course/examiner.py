@@ -3,30 +3,40 @@
 The clock starts before the training images are handed over and is read when the outputs for the whole test split have arrived and
 their accuracy is known; between them is everything that the submission does to get there. What inside.py says is believed only of
 the network's parameters and constraints, and that it failed.
+
+Both splits come in a secret order, another one for each run, in memory that no run had before. How often the test split is looked
+at is counted here and limited, in number and by the time that the data alone take, and mere luck does not reach the target in them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from config import InputError
 from course.harness import TARGET
-from course.process import Failure, Limits, OutOfTime, Process, printable
-from course.sandbox import INSIDE, Sandbox, workplace
-from images.sources import CIFAR10_FILES, ImageDataset
+from course.process import Failure, Limits, OutOfTime, Process
+from course.sandbox import FILES, INSIDE, ROOMS, Sandbox
+from course.text import printable
+from course.workplace import workplace
+from images.sources import CIFAR10_FILES, ImageDataset, Split
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
 INSPECTION = 60.0  # seconds for the constraints
+MAX_LOOKS = 200  # at the test split
+CHANCE = 1e-3  # at most, that so many looks with random outputs reach the target
+OF_A_PASS = 0.5  # an epoch takes at least this part of a pass over the images without transforms and network
 
 
 @dataclass
@@ -50,6 +60,8 @@ class Run:
     init_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     """Of importing its files, of Model.__init__ and of optimizer_factory, all before the clock starts."""
+    processor_seconds: float = 0.0
+    """Of all its processes and threads, in that time."""
     log: str = ""
     """The first and last that it printed."""
 
@@ -62,7 +74,7 @@ class Run:
 
 
 class Exam:
-    """A data set as it is handed to submissions, and how they are run. To be closed.
+    """A data set as it is handed to submissions, and how they are run.
 
     Args:
         dataset: the training split is given away, of the test split only the images.
@@ -89,12 +101,7 @@ class Exam:
         self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
         self.limits = Limits(memory)
         self.environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        self.train = sealed_file(dataset.train.images.transpose(0, 3, 1, 2), dataset.train.labels)
-        self.test = sealed_file(dataset.test.images.transpose(0, 3, 1, 2))
-
-    def close(self) -> None:
-        os.close(self.train)
-        os.close(self.test)
+        self.needed = needed(dataset.test.labels)
 
     def run(
         self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None], inspect: bool = False
@@ -108,29 +115,34 @@ class Exam:
         run = Run(seed)
         inspected: dict[str, Any] = {}
         does_not_start: str | None = None
+        sandbox = self.sandbox.fresh()
         with workplace() as work:
             for name, data in files.items():
                 (work / "submission" / name).write_bytes(data)
                 os.chmod(work / "submission" / name, 0o644)
-            with Process(
-                self.sandbox,
-                work,
-                lambda fd: self._command(work, seed, fd),
-                self.limits,
-                lambda: on_progress(run, process),
-                environment=self.environment,
-                hidden=self.hidden,
-                readable=self.readable,
-            ) as process:
+            with (
+                Process(
+                    sandbox,
+                    work,
+                    lambda fd: self._command(sandbox, work, seed, fd),
+                    self.limits,
+                    lambda: on_progress(run, process),
+                    environment=self.environment,
+                    hidden=self.hidden,
+                    readable=self.readable,
+                ) as process,
+                Shuffled(self.dataset.train, True) as train,  # while it starts
+                Shuffled(self.dataset.test, False) as test,
+            ):
                 process.begin("starting", STARTUP)
                 try:
-                    process.receive("ready")
+                    ready, _ = process.receive("ready")
                 except (Failure, OutOfTime) as problem:
                     does_not_start = str(problem) or f"not ready after {STARTUP:g} s"
                 else:
                     try:
                         self._prepare(process, run)
-                        self._train(process, run, on_progress)
+                        self._train(process, run, train, test, ready["seconds_an_image"], on_progress)
                         if inspect and run.stopped_by != "limit":  # at the limit it is still busy
                             inspected = self._inspect(process, run)
                     except Failure as failure:
@@ -140,22 +152,25 @@ class Exam:
             raise InputError(f"the sandbox does not work ({does_not_start}): {printable(run.log)}")
         return run, inspected
 
-    def _command(self, work: Path, seed: int, fd: int) -> list[str]:
+    def _command(self, sandbox: Sandbox, work: Path, seed: int, fd: int) -> list[str]:
         dataset = self.dataset
         task = {
             "channel": fd,
-            "folder": str(self.sandbox.folder(work)),
+            "files": FILES if sandbox.has_namespaces else str(work / "submission"),
+            "folder": str(sandbox.folder(work)),
+            "rooms": ROOMS if sandbox.has_namespaces else (),
             "seed": seed,
             "image_size": dataset.image_size,
             "network": [dataset.num_channels, dataset.num_classes],
             "cifar10": self.cifar10 and str(self.cifar10.parent),
-            "limits": self.limits.of_kernel(2 * self.timeout, self.sandbox.user is not None),
+            "limits": self.limits.of_kernel(2 * self.timeout, sandbox.user is not None),
         }
         return [sys.executable, "-B", "-u", str(INSIDE), json.dumps(task)]  # -u: what it printed is seen though it is killed
 
     def _prepare(self, process: Process, run: Run) -> None:
         """Up to the moment when it is ready to train."""
         process.begin("loading it", self.timeout)
+        processor = process.processor_seconds()
         process.send({})
         try:
             for stage, name, doing in (
@@ -169,15 +184,25 @@ class Exam:
                 setattr(run, name, time.perf_counter() - before)
         except OutOfTime:
             raise Failure(f"it was still {process.doing} after {self.timeout:g} s") from None
+        run.processor_seconds = process.processor_seconds() - processor
 
-    def _train(self, process: Process, run: Run, on_progress: Callable[[Run, Process], None]) -> None:
-        labels, num_classes = self.dataset.test.labels, self.dataset.num_classes
+    def _train(
+        self,
+        process: Process,
+        run: Run,
+        train: Shuffled,
+        test: Shuffled,
+        seconds_an_image: float,
+        on_progress: Callable[[Run, Process], None],
+    ) -> None:
+        labels, num_classes = test.labels, self.dataset.num_classes
         predictions = np.empty(0, int)
+        least = OF_A_PASS * seconds_an_image * (len(train.labels) + len(labels))
         process.begin("training", self.timeout)
         started = process.began
         try:
-            process.send({"shape": self.dataset.train.images.shape}, self.train)
-            while not run.reached:
+            process.send({"shape": train.shape}, train.fd)
+            while not run.reached and len(run.accuracies) < MAX_LOOKS:
                 epoch = len(run.accuracies) + 1
                 process.doing = f"training, epoch {epoch}"
                 message, _ = process.receive("trained", "done")
@@ -185,19 +210,22 @@ class Exam:
                     break
                 process.doing = f"testing, epoch {epoch}"
                 if epoch == 1:
-                    process.send({"shape": self.dataset.test.images.shape}, self.test)
+                    process.send({"shape": test.shape}, test.fd)
                 _, raw = process.receive("mark", raw=4 * len(labels) * num_classes)
                 logits = np.frombuffer(raw, np.float32).reshape(-1, num_classes)
                 if np.isnan(logits).any():
                     raise Failure(f"its outputs for the test images are not numbers (NaN) after epoch {epoch}")
                 predictions = logits.argmax(1)
-                accuracy = float((predictions == labels).mean())
+                correct = int((predictions == labels).sum())
                 seconds = time.perf_counter() - started
                 if seconds > self.timeout:
                     raise OutOfTime
-                run.accuracies.append(accuracy)
+                took = seconds - (run.epoch_seconds[-1] if run.epoch_seconds else 0)
+                if took < least:
+                    raise Failure(f"its epoch {epoch} took {took:.2g} s: a pass over the images takes {least / OF_A_PASS:.2g} s")
+                run.accuracies.append(correct / len(labels))
                 run.epoch_seconds.append(seconds)
-                run.reached = accuracy > TARGET
+                run.reached = correct >= self.needed
                 process.send({"stop": run.reached})
                 on_progress(run, process)
             run.stopped_by = "target" if run.reached else "epochs"
@@ -211,9 +239,12 @@ class Exam:
         """Why the target was not reached, in words."""
         epochs = len(run.accuracies)
         best = f"the best of {epochs} epochs was {max(run.accuracies):.2%}" if epochs else "no epoch was finished"
-        when = f"within {self.timeout:g} s" if run.stopped_by == "limit" else "in its num_epochs"
+        when = f"in {MAX_LOOKS} tests, which are the most" if epochs == MAX_LOOKS else "in its num_epochs"
+        when = f"within {self.timeout:g} s" if run.stopped_by == "limit" else when
         constant = "; every test image gets the same prediction" if epochs and np.ptp(predictions) == 0 else ""
-        return f"not above {TARGET:.0%} {when}: {best}{constant}"
+        count = len(self.dataset.test.labels)
+        target = f"above {TARGET:.0%}" if self.needed == above_target(count) else f"{self.needed / count:.2%}, beyond luck,"
+        return f"not {target} {when}: {best}{constant}"
 
     def _inspect(self, process: Process, run: Run) -> dict[str, Any]:
         """Parameters and constraints, as far as the process says them in an orderly way; the run counts without them, too."""
@@ -223,26 +254,52 @@ class Exam:
                 process.receive("done")
             process.send({"inspect": True})
             message, _ = process.receive("inspected")
-            found: dict[str, Any] = {"parameters": int(message["parameters"])}
+            if type(message["parameters"]) is not int or not 0 <= message["parameters"] < 1 << 63:
+                raise Failure("its number of parameters is none")
+            found: dict[str, Any] = {"parameters": message["parameters"]}
             if "constraints" in message:
-                found["constraints"] = [
-                    [printable(str(name)), printable(str(value)), printable(str(limit)), passed is True]
+                found["constraints"] = [  # what is no text raises TypeError
+                    [printable("" + name), printable("" + value), printable("" + limit), None if passed is None else passed is True]
                     for name, value, limit, passed in message["constraints"]
                 ]
             else:
-                found["problem"] = printable(str(message["problem"]))
+                found["problem"] = printable("" + message["problem"])
         except (Failure, OutOfTime, KeyError, TypeError, ValueError) as problem:
             return {"problem": printable(f"not computed: {str(problem) or f'more than {INSPECTION:g} s'}")}
         return found
 
 
-def sealed_file(*arrays: np.ndarray) -> int:
-    """The bytes of the arrays, one after the other, in memory that can be shared but not be changed; returns the file."""
-    if not hasattr(os, "memfd_create"):
-        raise InputError("grading needs Linux: submissions are handed the images in memory that is shared and sealed")
-    fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        for data in arrays:
-            file.write(np.ascontiguousarray(data).data)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
+class Shuffled:
+    """A split in a secret order, each time another: its `labels`, and its images, with the labels where `labelled`, in the file
+    `fd`, which is memory that can be shared but not be changed. To be closed.
+    """
+
+    def __init__(self, split: Split, labelled: bool) -> None:
+        order = np.random.default_rng().permutation(len(split.labels))  # seeded by the system
+        self.labels, self.shape = split.labels[order], split.images.shape
+        self.fd = os.memfd_create("images", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(self.fd, "wb", closefd=False) as file:
+            file.write(np.ascontiguousarray(split.images[order].transpose(0, 3, 1, 2)).data)
+            file.write(self.labels.data if labelled else b"")
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+    def __enter__(self) -> Shuffled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def needed(labels: np.ndarray) -> int:
+    """How many test images must be classified correctly: more than the target, and on a test split so small, or of so few classes,
+    that guessing could reach that, so many that `MAX_LOOKS` guesses do it with a probability of less than `CHANCE`.
+    """
+    count, share = len(labels), float(np.bincount(labels).max()) / len(labels)
+    beyond_luck = count * share + NormalDist().inv_cdf(1 - CHANCE / MAX_LOOKS) * (count * share * (1 - share)) ** 0.5
+    return min(count, max(above_target(count), math.ceil(beyond_luck)))
+
+
+def above_target(count: int) -> int:
+    """The least number of `count` images that is strictly more than the target."""
+    least = int(TARGET * count)
+    return least if least / count > TARGET else least + 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from config import InputError
 from course.examiner import Exam, Run
 from course.process import Process
 from course.store import Entry, Store
+from course.text import printable
 
 PR_SET_PDEATHSIG = 1
 POLL = 1.0  # seconds between two looks at the store: for new submissions, or whether the one under way was cancelled
@@ -71,14 +73,25 @@ class Grader:
                     time.sleep(POLL)
 
     def _grade_one(self, store: Store, entry: Entry, files: dict[str, bytes]) -> None:
-        say(f"#{entry.id} {entry.names}: {entry.assignment}")
+        say(f"#{entry.id} {printable(entry.names, 200)}: {entry.assignment}")
         try:
             state, reason, score, result = self.grade(entry, files, store)
             is_kept = store.finish(entry.id, state, reason, score, result | self.settings)
         except Cancelled:
             is_kept = False
-        finally:
-            store.give_back(entry.id)  # where it is still running: what interrupted us is not the submission's fault
+            store.give_back(entry.id)
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or isinstance(error, InputError):  # the disk is full, or the sandbox does not work: not the submission's fault
+                with contextlib.suppress(InputError):  # else it is queued by the next grader
+                    store.give_back(entry.id)
+                raise InputError(f"the disk is full: #{entry.id} is queued again" if full else str(error)) from error
+            what = f"failed ({printable(f'{type(error).__name__}: {error}')})"
+            say(f"#{entry.id} {store.crashed(entry.id, what)}: the grader {what} over it")
+            return
+        except BaseException:
+            store.give_back(entry.id)  # what interrupted us is not the submission's fault
+            raise
         if not is_kept:
             say(f"#{entry.id} cancelled: its contributors have submitted again")
         elif state == "graded":
@@ -173,9 +186,6 @@ def work_side_by_side(graders: list[Grader], watch: bool) -> None:
 def _work(grader: Grader, cores: list[int], watch: bool) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, cores)
-    box = grader.exam.sandbox
-    if box.user is not None:  # the kernel counts processes by user
-        grader.exam.sandbox = dataclasses.replace(box, user=box.user + grader.line)
     try:
         grader.work(watch)
     except InputError as error:

@@ -24,6 +24,7 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -34,6 +35,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import harness  # beside this file: a script's own folder is where Python looks first
+import seccomp
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
@@ -48,6 +50,14 @@ class Channel:
     def send(self, at: str, raw: bytes = b"", **message: Any) -> None:
         text = json.dumps({"at": at, **message}).encode()
         self.socket.sendall(struct.pack("!I", len(text)) + text + raw)
+
+    def send_ready(self, rooms: list[str], seconds_an_image: float) -> None:
+        """Say that the submission may come, and hand over the folders in which it can write."""
+        folders = [os.open(room, os.O_RDONLY) for room in rooms]
+        text = json.dumps({"at": "ready", "seconds_an_image": seconds_an_image}).encode()
+        socket.send_fds(self.socket, [struct.pack("!I", len(text)) + text], folders)
+        for folder in folders:
+            os.close(folder)
 
     def receive(self) -> tuple[dict[str, Any], int | None]:
         """The grader's next message, and the file that came with it. Ends this process where the grader is gone."""
@@ -66,8 +76,8 @@ class Channel:
         return data
 
 
-def confine(limits: dict[str, int]) -> None:
-    """Set limits that cannot be raised again, by names of the resource module, for this process and what it starts."""
+def confine(limits: dict[str, int], has_own_network: bool) -> None:
+    """Set limits that cannot be undone, by names of the resource module, for this process and what it starts."""
     for name, value in limits.items():
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -79,6 +89,7 @@ def confine(limits: dict[str, int]) -> None:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the kernel takes this process first
+    seccomp.deny(has_own_network)
 
 
 class Guard:
@@ -109,13 +120,14 @@ class Guard:
 
 
 class Images:
-    """A split as torchvision's data sets are: (transform(PIL image), label), without label -1. Shares the grader's memory."""
+    """A split as torchvision's data sets are: (transform(PIL image), label), without label -1.
 
-    def __init__(self, fd: int, shape: list[int], labelled: bool, transform: Callable[[Any], Any]) -> None:
+    `memory` holds the images' colour planes as bytes, and where `labelled` the labels as int64.
+    """
+
+    def __init__(self, memory: Any, shape: list[int], labelled: bool, transform: Callable[[Any], Any]) -> None:
         import numpy as np
 
-        memory = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        os.close(fd)
         count, height, width, channels = shape
         size = int(np.prod(shape))
         # Colour plane after plane, as torchvision's CIFAR10 holds them, so that taking an image costs what it costs there.
@@ -170,7 +182,31 @@ class RemoteExaminer:
 
     def _split(self, labelled: bool) -> Images:
         message, fd = self.channel.receive()
-        return Images(fd, message["shape"], labelled, self.transform)
+        memory = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)  # shared with the grader
+        os.close(fd)
+        return Images(memory, message["shape"], labelled, self.transform)
+
+
+def seconds_an_image(image_size: list[int], num_channels: int) -> float:
+    """What the loop's loader takes for one image at the least, without any transform: measured before the submission is there."""
+    import time
+
+    import torch
+
+    count, nothing = 1000, torch.zeros(1)
+    images = Images(
+        bytes(count * (image_size[0] * image_size[1] * num_channels + 8)),
+        [count, *image_size, num_channels],
+        True,
+        lambda _: nothing,
+    )
+    least = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in torch.utils.data.DataLoader(images, batch_size=count, shuffle=True):
+            pass
+        least = min(least, (time.perf_counter() - started) / count)
+    return least
 
 
 def offer_cifar10(folder: str) -> None:
@@ -233,7 +269,7 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
         guard.check()
         harness.train(model, config, optimizer, RemoteExaminer(channel, config.transforms, num_classes, guard))
     except harness.BadInput as error:
-        channel.send("failed", reason=str(error))
+        channel.send("failed", reason=str(error)[: harness.MAX_REASON])
     except BaseException as error:  # also SystemExit and KeyboardInterrupt
         channel.send("failed", reason=f"{harness.one_line(error)}{harness.place(error, folder)}")
     else:
@@ -246,18 +282,24 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
 
 def inspect(model: Any, image_size: tuple[int, int], num_channels: int, check_constraints: Callable[..., Any]) -> dict[str, Any]:
     """The number of parameters and section 3's constraints of a network, as the constraints module finds them."""
-    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    import torch
+
+    # Not by the model's own methods, which it may have replaced.
+    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in torch.nn.Module.parameters(model))}
     try:
         found["constraints"] = [[c.name, c.value, c.limit, c.passed] for c in check_constraints(model, image_size, num_channels)]
     except Exception as error:  # a network that cannot be traced
-        found["problem"] = str(error)
+        found["problem"] = str(error)[: harness.MAX_REASON]
     return found
 
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    confine(task["limits"])
+    confine(task["limits"], has_own_network=bool(task["rooms"]))
     channel = Channel(task["channel"])
+    for path in Path(task["files"]).iterdir():
+        if not (Path(task["folder"]) / path.name).exists():
+            shutil.copyfile(path, Path(task["folder"]) / path.name)
     # What is loaded here is not counted as the submission's import.
     project = Path(__file__).resolve().parent.parent
     sys.path.append(str(project))
@@ -271,7 +313,7 @@ def main() -> None:
             del sys.modules[name]  # a submission's `import config` means its own
     if task["cifar10"]:
         offer_cifar10(task["cifar10"])
-    channel.send("ready")
+    channel.send_ready(task["rooms"], seconds_an_image(task["image_size"], task["network"][0]))
     channel.receive()
     examine(channel, task, check)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from course.store import Entry
+from course.submission import WEIGHTS
+from course.text import cell, printable
+from utils import machine
 
+MUCH_BEFORE = 20.0  # processor seconds before the clock that are worth a note
+MAX_NAMES = 120  # characters of the names in a table
 SETTINGS = ("dataset", "timeout", "count_init", "jobs", "threads")  # scores compare where these are equal
 
 
@@ -32,7 +37,7 @@ class Row:
     accuracy: float
     """0 to 1, after the last epoch: the least of the repeats that reached the target."""
     epochs: int
-    """The most of these repeats."""
+    """The most of these repeats: each was a look at the test split, counted by the grader."""
     preparation: float
     """Seconds before the clock, the most of the repeats: import, Model.__init__ and optimizer_factory."""
     parameters: int | None
@@ -43,6 +48,8 @@ class Row:
     """The names of those that are not."""
     submitted: str
     """UTC."""
+    notes: str
+    """What a reader should know or look into."""
 
 
 def rank(entries: Sequence[Entry]) -> list[Row]:
@@ -67,7 +74,7 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
     constraints = entry.result.get("constraints", [])
     return Row(
         place,
-        ", ".join(names),
+        printable(", ".join(names), MAX_NAMES),
         entry.id,
         entry.score,
         min(seconds),
@@ -77,11 +84,22 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
         max(len(run["accuracies"]) for run in reached),
         max(map(_preparation, runs)),
         entry.result.get("parameters"),
-        sum(passed for *_, passed in constraints),
+        sum(passed is True for *_, passed in constraints),
         len(constraints),
-        ", ".join(name for name, *_, passed in constraints if not passed),
+        ", ".join(name for name, *_, passed in constraints if passed is False),
         _when(entry.submitted),
+        "; ".join(_notes(entry)),
     )
+
+
+def _notes(entry: Entry) -> Iterator[str]:
+    """What there is to say about a score, and how far it can be trusted."""
+    if entry.result.get("sandbox") == "none":
+        yield "graded without a sandbox"
+    used = max(run.get("processor_seconds", 0) for run in entry.result["runs"])
+    if used > MUCH_BEFORE:
+        yield f"{used:.0f} s of processor time before the clock"
+    yield from (warning for warning in entry.warnings if warning.startswith(WEIGHTS))
 
 
 def _preparation(run: dict[str, Any]) -> float:
@@ -104,7 +122,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "spread": lambda row: f"{row.fastest:.2f} to " + (f"{row.slowest:.2f}" if row.slowest < float("inf") else "missed"),
     "runs": lambda row: str(row.repeats),
     "accuracy": lambda row: f"{row.accuracy:.2%}",
-    "epochs": lambda row: str(row.epochs),
+    "looks": lambda row: str(row.epochs),
     "before clock": lambda row: f"{row.preparation:.2f}",
     "parameters": lambda row: "" if row.parameters is None else f"{row.parameters:,}",
     "constraints": lambda row: (
@@ -112,6 +130,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     ),
     "submitted (UTC)": lambda row: row.submitted,
     "no.": lambda row: f"#{row.submission}",
+    "notes": lambda row: row.notes,
 }
 
 
@@ -147,7 +166,7 @@ def listing(entries: Sequence[Entry]) -> str:
         [
             f"#{entry.id}",
             entry.state,
-            entry.names,
+            printable(entry.names, MAX_NAMES),
             _when(entry.submitted),
             f"{entry.score:.2f} s" if entry.score is not None else entry.reason,
         ]
@@ -172,7 +191,7 @@ def details(entry: Entry) -> str:
         if key in entry.result:
             lines.append(f"{key:13} {entry.result[key]}")
     lines += [
-        f"constraint    {name}: {value} (limit {limit}){'' if passed else ' FAIL'}"
+        f"constraint    {name}: {value} (limit {limit}){' FAIL' if passed is False else ''}"
         for name, value, limit, passed in entry.result.get("constraints", ())
     ]
     for run in entry.result.get("runs", ()):
@@ -189,7 +208,7 @@ def details(entry: Entry) -> str:
             f"{': ' + run['reason'] if run['reason'] else ''}",
             f"  accuracy after each epoch: {accuracies}",
             f"  before the clock: import {run['import_seconds']:.2f} s, __init__ {run['init_seconds']:.2f} s, optimizer "
-            f"{run['optimizer_seconds']:.2f} s",
+            f"{run['optimizer_seconds']:.2f} s, of a processor {run.get('processor_seconds', 0):.2f} s",
             *(f"  | {line}" for line in run["log"].splitlines()),
         ]
     return "\n".join(lines)
@@ -201,8 +220,7 @@ def as_csv(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        # A spreadsheet would take a name that begins like a formula for one.
-        writer.writerow(["'" + value if value[:1] in "=+-@" else value for value in (text(row) for text in COLUMNS.values())])
+        writer.writerow([cell(text(row)) for text in COLUMNS.values()])
     return buffer.getvalue()
 
 
@@ -222,7 +240,7 @@ def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
         headings=list(COLUMNS),
         rows=[[text(row) for text in COLUMNS.values()] for row in rows],
         summary=summary(entries),
-        hardware="; ".join(dict.fromkeys(f"{machine['processor']}, {machine['cores']} cores" for machine in hardware)),
+        hardware="; ".join(dict.fromkeys(machine({"hardware": each}) for each in hardware)),
     )
 
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course.sandbox import Sandbox
+from course import usage
+from course.sandbox import ROOMS, Sandbox, control_group
+from course.text import printable
 
 PR_SET_CHILD_SUBREAPER = 36
 TICK = 0.5  # seconds between two looks at what the processes use
@@ -39,17 +41,17 @@ class Limits:
     """What a submission may use. Threads, open files and the size of a single file are limited by the kernel."""
 
     memory: int
-    """Bytes, of each process (kernel) and of all together (watched)."""
+    """Bytes, of each process (kernel) and of all together, with what they write in namespaces (control group, or watched)."""
     processes: int = 64
     output: int = 16_000_000
     """Bytes printed."""
     disk: int = 1_000_000_000
-    """Bytes in its folder and in /tmp, together."""
+    """Bytes in its folder, /tmp and /dev/shm, together."""
     files: int = 10_000
 
     def of_kernel(self, seconds: float, own_user: bool) -> dict[str, int]:
         """For inside.confine, for a submission that may run for about so many seconds, as a user of its own or the grader's."""
-        threads = 256 + (0 if own_user else _threads_of_user())  # the kernel may count all that the user runs
+        threads = 256 + (0 if own_user else usage.threads_of_user())  # the kernel may count all that the user runs
         return {
             "RLIMIT_CPU": int(seconds * (os.cpu_count() or 1)) + 600,
             "RLIMIT_DATA": self.memory,
@@ -83,14 +85,16 @@ class Process:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
         self.begin("starting", float("inf"))
         self.inbox, self.room = bytearray(), 0
+        self.is_ready, self.rooms, self.given = False, [], set()
         self.head, self.tail, self.printed = bytearray(), bytearray(), 0
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-            self.others = _descendants(os.getpid())
+            self.others = usage.descendants(os.getpid())
         self.channel, theirs = socket.socketpair()
         try:
-            self.popen = sandbox.start(arguments(theirs.fileno()), work, [theirs.fileno()], **start_options)
+            group = control_group(limits.memory, limits.processes + 256)
+            self.popen = sandbox.start(arguments(theirs.fileno()), work, [theirs.fileno()], group=group, **start_options)
         finally:
             theirs.close()
         self.channel.setblocking(False)
@@ -107,7 +111,10 @@ class Process:
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         text = json.dumps(message).encode()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+        ancillary = []
+        if fd is not None:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            self.given.add((os.fstat(fd).st_dev, os.fstat(fd).st_ino))
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # what is wrong shows when we receive
             self.channel.sendmsg([struct.pack("!I", len(text)) + text], ancillary)
 
@@ -136,6 +143,7 @@ class Process:
                 raise Failure(printable(str(message["reason"])))
             if message["at"] not in stages:
                 raise ValueError
+            self.is_ready = True
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Failure("it disturbed the messages to the grader") from None
         if len(self.inbox) < 4 + length + raw:
@@ -160,7 +168,11 @@ class Process:
 
     def _read_channel(self) -> None:
         try:
-            data = self.channel.recv(1 << 20)
+            if self.is_ready:
+                data = self.channel.recv(1 << 20)  # files that a submission sends are dropped
+            else:
+                data, folders, *_ = socket.recv_fds(self.channel, 1 << 20, len(ROOMS))
+                self.rooms += folders
         except ConnectionResetError:
             data = b""
         self.inbox += data
@@ -189,36 +201,52 @@ class Process:
         number = -status if status < 0 else status - 128
         if number == signal.SIGXCPU:
             return "used up its processor time"
+        if number == signal.SIGKILL:
+            return "was ended by SIGKILL (perhaps it used more memory than allowed)"
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(number).name}"
         return f"ended by itself (exit status {status})"
 
     def _check_use(self) -> None:
         processes = self._members()
-        if len(processes) <= self.limits.processes and sum(map(_resident, processes)) > self.limits.memory:
-            # Perhaps they share much of it. To find out takes long, during which they must not multiply.
-            processes = self._freeze()
-            if len(processes) <= self.limits.processes and sum(map(_proportional, processes)) > self.limits.memory:
-                raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
-            for pid in processes:
-                _signal(pid, signal.SIGCONT)
+        written, count = self._written()
+        rooms = {os.fstat(fd).st_dev for fd in self.rooms}
+        if len(processes) <= self.limits.processes:
+            kept = written + usage.kept_by_descriptors(processes, self.given, rooms)  # in memory, or on a disk that has as much
+            if kept > self.limits.disk or count > self.limits.files:
+                raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
+            memory = self.limits.memory - (kept if self.rooms else kept - written)
+            if sum(map(usage.resident, processes)) > memory:
+                # Perhaps they share much of it. To find out takes long, during which they must not multiply.
+                processes = self._freeze()
+                if len(processes) <= self.limits.processes and sum(map(usage.proportional, processes)) > memory:
+                    raise Failure(f"it used more than {self.limits.memory / 1e9:.3g} GB of memory while {self.doing}")
+                for pid in processes:
+                    usage.send_signal(pid, signal.SIGCONT)
         if len(processes) > self.limits.processes:
             raise Failure(f"it ran {len(processes)} processes at once while {self.doing}; {self.limits.processes} are allowed")
-        size = count = 0
-        with contextlib.suppress(RecursionError):  # so deep before Python 3.12; what is below is not counted
-            for folder, folders, files in os.walk(self.work):
-                count += len(folders) + len(files)
-                for name in files if count <= self.limits.files else ():
-                    with contextlib.suppress(OSError):
-                        size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        if count > self.limits.files or size > self.limits.disk:
-            raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
+        if not all(map(usage.keeps_to_our_cores, processes)):
+            raise Failure(f"it took more cores than it was given while {self.doing}")
 
-    def _members(self) -> set[int]:
-        """The process, without namespaces also those that it started and that have since lost their parent."""
+    def _written(self) -> tuple[int, int]:
+        """Bytes and number of all files that it has written; Failure where that cannot be told."""
+        if self.rooms:  # file systems of its own, which know it, also of files without a name
+            rooms = list(map(os.statvfs, self.rooms))
+            return sum((r.f_blocks - r.f_bfree) * r.f_frsize for r in rooms), sum(r.f_files - r.f_ffree for r in rooms)
+        try:
+            return usage.files_below(self.work, self.limits.files)
+        except (OSError, RecursionError) as error:
+            raise Failure(f"it made folders that cannot be counted while {self.doing} ({type(error).__name__})") from None
+
+    def _members(self, ended: bool = False) -> set[int]:
+        """The process and all that it started; `ended` ones, too, that nobody has waited for."""
         if self.sandbox.has_namespaces:
-            return _descendants(self.popen.pid)
-        return _descendants(os.getpid()) - self.others
+            return usage.descendants(self.popen.pid, ended)
+        return usage.descendants(os.getpid(), ended) - self.others  # what has lost its parent is ours
+
+    def processor_seconds(self) -> float:
+        """What its processes have used so far, with those that have ended."""
+        return usage.processor_seconds(self._members(ended=True))
 
     def log(self) -> str:
         """The first and last of what it printed."""
@@ -248,13 +276,15 @@ class Process:
         self.selector.close()
         self.channel.close()
         self.popen.stdout.close()
+        for folder in self.rooms:
+            os.close(folder)
 
     def _freeze(self) -> set[int]:
         """Stop it and all that it started; returns them all."""
         known: set[int] = set()
         while new := self._members() - known:
             for pid in new:  # who is stopped starts no other
-                _signal(pid, signal.SIGSTOP)
+                usage.send_signal(pid, signal.SIGSTOP)
             known |= new
         return known
 
@@ -262,75 +292,10 @@ class Process:
         """Kill what it started one by one."""
         known = self._freeze()
         for pid in known:
-            _signal(pid, signal.SIGKILL)
+            usage.send_signal(pid, signal.SIGKILL)
         until = time.perf_counter() + 10
-        while any(map(_is_alive, known)) and time.perf_counter() < until:
+        while any(map(usage.is_alive, known)) and time.perf_counter() < until:
             time.sleep(0.002)
         for pid in known - {self.popen.pid}:
             with contextlib.suppress(ChildProcessError):  # what has lost its parent is ours
                 os.waitpid(pid, os.WNOHANG)
-
-
-def printable(text: str, longest: int = 300, lines: bool = False) -> str:
-    """`text` without what could command a terminal, on one line unless `lines`, cut to so many characters."""
-    kept = "".join(
-        c if c.isprintable() or (lines and c in "\n\t") else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\r\n", "\n").replace("\r", "\n")
-    )
-    kept = kept if lines else " ".join(kept.split())
-    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-def _stat(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat after the name (which may hold anything): state, parent, ...; none where it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _is_alive(pid: int) -> bool:
-    return bool(fields := _stat(pid)) and fields[0] not in "ZX"
-
-
-def _descendants(ancestor: int) -> set[int]:
-    """The live processes that `ancestor` started, and those that they started, and so on; and itself, unless that is this one."""
-    parents = {
-        int(name): int(fields[1])
-        for name in os.listdir("/proc")
-        if name.isdigit() and (fields := _stat(name)) and fields[0] not in "ZX"
-    }
-    found, new = set(), {ancestor} & set(parents)
-    while new:
-        found |= new
-        new = {pid for pid, parent in parents.items() if parent in new} - found
-    return found - {os.getpid()}
-
-
-def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def _proportional(pid: int) -> int:
-    """Resident memory in bytes, pages that several processes share divided among them; slower to find out."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
-    return _resident(pid)
-
-
-def _threads_of_user() -> int:
-    """Threads that the grader's user has now."""
-    count = 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, IndexError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.getuid():
-                count += int(_stat(name)[17])
-    return count

@@ -3,14 +3,19 @@
 In namespaces, made by bubblewrap or by util-linux's unshare, it sees a file system of its own: the system's programs and libraries
 and this Python read-only, its folder and /tmp, and of this project just the files that run it. No data set, no store, no
 home folder is there. It has no network and sees no process but its own. Where the grader is root, the submission runs as a user of
-its own, since root is exempt from limits on processes. Where there are no namespaces `Sandbox.notices` says what is missing.
+its own, since root is exempt from limits on processes. What it writes is in memory of a fixed size that goes with the namespaces.
+Where systemd-run can make a control group it limits memory, processes and cores of all together. `Sandbox.notices` says what cannot
+be had here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import itertools
 import os
+import secrets
 import shutil
 import site
 import subprocess
@@ -21,10 +26,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import InputError
+from course import seccomp
+from course.workplace import workplace
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside.py"
-PROJECT_FILES = [INSIDE, INSIDE.with_name("harness.py"), ROOT / "config.py", ROOT / "limits"]
+PROJECT_FILES = [INSIDE, INSIDE.with_name("harness.py"), INSIDE.with_name("seccomp.py"), ROOT / "config.py", ROOT / "limits"]
+FILES = "/files"  # where a submission's files are in a namespace, read-only; inside.py copies them to /submission
+ROOMS = ("/submission", "/tmp", "/dev/shm")  # in a namespace, where it may write
+ROOM, ROOM_FILES = 1_000_000_000, 20_000  # bytes and files in each of them; process.Limits are of all together
 SYSTEM = (
     "/usr",
     "/bin",
@@ -48,9 +58,10 @@ root=$1; shift
 mount -t tmpfs -o mode=755,size=1m tmpfs "$root"
 while [ "$1" != -- ]; do
   to=$root$3
-  if [ -d "$2" ] || [ "$1" = hide ]; then mkdir -p "$to"; else mkdir -p "${to%/*}"; [ -e "$to" ] || : > "$to"; fi
+  if [ -d "$2" ] || [ "$1" = hide ] || [ "$1" = room ]; then mkdir -p "$to"; else mkdir -p "${to%/*}"; [ -e "$to" ] || : > "$to"; fi
   case $1 in
     hide) mount -t tmpfs -o mode=755,size=1m tmpfs "$to" ;;
+    room) mount -t tmpfs -o "mode=1777,$2" tmpfs "$to" ;;
     *) mount --rbind "$2" "$to" ;;
   esac
   if [ "$1" = read ]; then mount -o remount,bind,ro "$to"; fi
@@ -59,6 +70,11 @@ done
 shift
 mkdir "$root/proc"
 mount -t proc proc "$root/proc"
+for name in sys sysrq-trigger irq bus; do
+  [ -e "$root/proc/$name" ] || continue
+  mount --bind "$root/proc/$name" "$root/proc/$name"
+  mount -o remount,bind,ro "$root/proc/$name"
+done
 for link in fd:/proc/self/fd stdin:/proc/self/fd/0 stdout:/proc/self/fd/1 stderr:/proc/self/fd/2; do
   ln -s "${link#*:}" "$root/dev/${link%%:*}"
 done
@@ -72,7 +88,7 @@ cd /submission
 
 
 class Mount(NamedTuple):
-    """`kind` is read, write, or hide (an empty folder over what is there)."""
+    """`kind` is read, write (devices), hide (an empty folder over what is there), or room (an empty one to write to)."""
 
     kind: str
     source: str
@@ -94,24 +110,38 @@ class Sandbox:
 
     def notices(self) -> list[str]:
         """What could not be had, a sentence each."""
+        missing = []
+        if not control_group(1 << 30, 64):
+            missing.append(
+                "no control group of its own for a submission (systemd-run makes none here): the grader counts its memory, "
+                "processes and cores twice a second and ends it, so that it may have too much for that long"
+            )
+        if not seccomp.library():
+            missing.append(
+                "no filter for system calls (libseccomp.so.2 is not installed, or the kernel has none): a submission may leave "
+                "something in the kernel, as in a keyring, and find it in its next run"
+            )
         if self.has_namespaces:
-            return (
-                []
-                if self.user is not None or os.getuid()
-                else [
+            if self.user is None and not os.getuid():
+                missing.append(
                     "submissions cannot run as a user of their own (is this Python readable for everybody?): the kernel does not "
                     "limit how many processes they start, the grader ends them when it sees more than allowed"
-                ]
-            )
+                )
+            return missing
         whose = "everybody on this machine" if self.user is not None else "you"
         more = "" if self.user is not None else ", write where you can, and kill the grader"
         return [
+            *missing,
             f"no namespaces here (neither bubblewrap nor unshare works): a submission can read what {whose} can read (the data "
-            f"set's labels and the store, too), use the network{more}. Install bubblewrap, or grade in a machine of its own"
+            f"set's labels and the store, too), use the network{more}. Install bubblewrap, or grade in a machine of its own",
         ]
 
+    def fresh(self) -> Sandbox:
+        """The same with a user that no run had before: the kernel keeps more by user than it tells."""
+        return self if self.user is None else dataclasses.replace(self, user=unused_user())
+
     def folder(self, work: Path) -> Path:
-        """Where the submission's process finds the folder `work`/submission."""
+        """Where the submission's process works, on its files from the folder `work`/submission."""
         return Path("/submission") if self.has_namespaces else work / "submission"
 
     def start(
@@ -122,6 +152,7 @@ class Sandbox:
         environment: dict[str, str] | None = None,
         readable: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
+        group: Sequence[str] = (),
     ) -> subprocess.Popen:
         """Start `command` in its folder, in a process group of its own, its output and errors in one pipe.
 
@@ -131,10 +162,11 @@ class Sandbox:
             environment: more variables than the few that every command gets.
             readable: files and folders that it may read besides the system and Python.
             hidden: files and folders that it must not see, should they be among those.
+            group: the command that puts the one after it into a `control_group`.
         """
-        if self.user is not None:
-            for folder in (work, *(work / name for name in ("submission", "tmp", "shm"))):
-                os.chown(folder, self.user, self.user)
+        if self.user is not None and not self.has_namespaces:
+            for name in ("submission", "tmp"):
+                os.chown(work / name, self.user, self.user)
         home, temporary = ("/submission", "/tmp") if self.has_namespaces else (str(work / "submission"), str(work / "tmp"))
         variables = {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -144,6 +176,9 @@ class Sandbox:
             "USER": "student",
             "CUDA_VISIBLE_DEVICES": "",
             "NO_ALBUMENTATIONS_UPDATE": "1",
+            # As main.py: with OpenMP's default, busy neighbours make a training several times slower. It is read when torch is
+            # loaded, before a submission could set it: the same for all.
+            "GOMP_SPINCOUNT": "10000",
             **(environment or {}),
         }
         as_user = {}
@@ -151,10 +186,12 @@ class Sandbox:
             command = [*self._enter(work, mounts(work, readable, hidden)), *self._drop_rights(), *command]
         elif self.user is not None:
             as_user = {"user": self.user, "group": self.user, "extra_groups": []}
+        if group:  # systemd-run needs variables of the grader's to find its service
+            command = [*group, "env", "-i", *(f"{name}={value}" for name, value in variables.items()), *command]
         return subprocess.Popen(
             command,
             cwd="/" if self.has_namespaces else work / "submission",
-            env=variables,
+            env=None if group else variables,
             pass_fds=fds,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
@@ -195,8 +232,10 @@ class Sandbox:
             # The folders above it are for everybody to pass, whatever they are outside.
             for folder in [*Path(mount.target).parents][-2::-1]:
                 mounted += ["--perms", "0755", "--dir", str(folder)]
-            option = {"read": "--ro-bind", "write": "--bind", "hide": "--tmpfs"}[mount.kind]
-            mounted += [option, mount.target] if mount.kind == "hide" else [option, mount.source, mount.target]
+            if mount.kind == "room":
+                mounted += ["--perms", "1777", "--size", str(ROOM)]
+            option = {"read": "--ro-bind", "write": "--bind"}.get(mount.kind, "--tmpfs")
+            mounted += [option, mount.target] if option == "--tmpfs" else [option, mount.source, mount.target]
         rights = (
             ["--unshare-user"]
             if self.user is None
@@ -254,23 +293,27 @@ class Sandbox:
         return "" if output.strip() == "it works" else " ".join(output.split())[-200:] or "it ends without a word"
 
 
-class workplace:  # noqa: N801 (used as a function)
-    """A fresh temporary folder with what `Sandbox.start` needs; removed at the end, whatever a submission has made of it."""
+def unused_user() -> int:
+    """A user id drawn from those that no machine's accounts and services have."""
+    with open("/proc/self/uid_map") as file:
+        mapped = sum(int(line.split()[2]) for line in file)
+    return 1_900_000_000 + secrets.randbelow(100_000_000) if mapped >= 2_000_000_000 else 20_000 + secrets.randbelow(40_000)
 
-    def __enter__(self) -> Path:
-        import tempfile
 
-        self.path = Path(tempfile.mkdtemp(prefix="convsprint-grade-")).resolve()
-        for name in ("submission", "tmp", "shm", "root"):
-            (self.path / name).mkdir()
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        # rm, since Python's own rmtree recurses, and so fails on folders nested deeply enough.
-        subprocess.run(["rm", "-rf", "--", self.path], stderr=subprocess.DEVNULL, check=False)
-        if self.path.exists():
-            subprocess.run(["chmod", "-R", "u+rwx", "--", self.path], stderr=subprocess.DEVNULL, check=False)
-            subprocess.run(["rm", "-rf", "--", self.path], stderr=subprocess.DEVNULL, check=False)
+@functools.lru_cache(maxsize=4)
+def control_group(memory: int, processes: int) -> tuple[str, ...]:
+    """The command that runs what follows in a control group with these limits, on the grader's cores; () where there is none."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    command = ("systemd-run", *(["--user"] if os.getuid() else []), "--scope", "--quiet", "--collect")
+    for limit in (f"MemoryMax={memory}", "MemorySwapMax=0", f"TasksMax={processes}", f"AllowedCPUs={cores}"):
+        command += ("-p", limit)
+    # Where a part is not delegated to users, systemd-run leaves out the limit without a word.
+    look = ["sh", "-c", "cat /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup)/memory.max"]
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        found = subprocess.run([*command, *look], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=True)
+        if abs(int(found.stdout or 0) - memory) < 1 << 16:  # whole pages
+            return command
+    return ()
 
 
 def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list[Mount]:
@@ -290,11 +333,8 @@ def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list
     ]
     plan = [Mount("read", str(path), str(path)) for path in (*wanted, *PROJECT_FILES, *readable)]
     plan += [Mount("hide", "none", str(path)) for path in dict.fromkeys(secret) if _inside(path, wanted)]
-    plan += [
-        Mount("write", str(work / "submission"), "/submission"),
-        Mount("write", str(work / "tmp"), "/tmp"),
-        Mount("write", str(work / "shm"), "/dev/shm"),
-    ]
+    plan += [Mount("read", str(work / "submission"), FILES)]
+    plan += [Mount("room", f"size={ROOM},nr_inodes={ROOM_FILES}", target) for target in ROOMS]
     return sorted(plan, key=lambda mount: mount.target.count("/"))
 
 
@@ -305,7 +345,7 @@ def _inside(path: Path, others: Sequence[Path] | set[Path]) -> bool:
 @functools.lru_cache(maxsize=4)
 def find(kind: str = "auto") -> Sandbox:
     """The best sandbox that works here, or the named one. Raises InputError where that one does not."""
-    users = [40_000 + os.getpid() % 20_000, None] if os.getuid() == 0 else [None]
+    users = [unused_user(), None] if os.getuid() == 0 else [None]
     problems = []
     for candidate in _candidates(kind, users):
         problem = candidate.works()

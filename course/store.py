@@ -3,7 +3,8 @@
     queued -> running -> graded | failed          queued, running -> cancelled (its contributors have submitted again)
 
 Every change of state is one transaction. A grader holds a lock on one byte of FILE.lock for the submission that it runs; the kernel
-drops it when that process ends, however it ends, and a running submission whose byte is free is queued again.
+drops it when that process ends, however it ends, and a running submission whose byte is free is queued again, behind those that no
+grader has died over; after `MAX_CRASHES` it fails.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,9 +23,12 @@ from typing import Any
 
 from config import InputError
 from course.submission import Submission
+from course.text import printable
 
 STATES = ("queued", "running", "graded", "failed", "cancelled")
 MAGIC = 0x436F6E76  # SQLite's application_id of a store
+MAX_CRASHES = 2  # of graders over one submission
+ADD_CRASHES = "ALTER TABLE submissions ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0"
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS submissions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -96,10 +101,13 @@ class Store:
                 with self._transaction():
                     for statement in SCHEMA.split(";"):
                         self.database.execute(statement)
+            if not self._value("SELECT count(*) FROM pragma_table_info('submissions') WHERE name = 'crashes'"):
+                self.database.execute(ADD_CRASHES)  # a store of before there was the column, or just made
             fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 0)
             self.database.execute("PRAGMA synchronous = FULL")  # a state that was told survives a power cut, too
             self.recover()
         except sqlite3.DatabaseError as error:
+            self._say_if_full(error)
             raise InputError(f"{path} is not a store of submissions, or is damaged: {error}") from error
 
     def close(self) -> None:
@@ -146,7 +154,8 @@ class Store:
         """The first queued submission and its files, now running and this process's; None where none is queued."""
         with self._transaction():
             self._queue_abandoned()
-            for (number,) in self.database.execute("SELECT id FROM submissions WHERE state = 'queued' ORDER BY id").fetchall():
+            queue = self.database.execute("SELECT id FROM submissions WHERE state = 'queued' ORDER BY crashes, id").fetchall()
+            for (number,) in queue:
                 if self._lock(number):  # else a grader that is about to notice that it was cancelled
                     break
             else:
@@ -172,8 +181,15 @@ class Store:
         """Queue a submission that this process took and could not finish."""
         self._leave(number, "state = 'queued', started = NULL", ())
 
+    def crashed(self, number: int, how: str) -> str:
+        """Queue a submission over which this grader failed, or end it where that is not the first time; returns its state."""
+        with self._transaction():
+            self._count_crash(number, how)
+        self._leave(number, "started = started", ())
+        return self.get(number).state
+
     def recover(self) -> None:
-        """Queue the submissions whose grader died."""
+        """Queue the submissions whose grader died, or end them where that is not the first time."""
         if self._value("SELECT count(*) FROM submissions WHERE state = 'running'"):
             with self._transaction():
                 self._queue_abandoned()
@@ -201,8 +217,16 @@ class Store:
     def _queue_abandoned(self) -> None:
         for (number,) in self.database.execute("SELECT id FROM submissions WHERE state = 'running'").fetchall():
             if number not in self.mine and self._lock(number):
-                self.database.execute("UPDATE submissions SET state = 'queued', started = NULL WHERE id = ?", (number,))
+                self._count_crash(number, "was killed")
                 fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, number)
+
+    def _count_crash(self, number: int, how: str) -> None:
+        change = "crashes = crashes + 1, state = 'queued', started = NULL"
+        if self._value("SELECT crashes FROM submissions WHERE id = ?", number) + 1 >= MAX_CRASHES:
+            change = "crashes = crashes + 1, state = 'failed', finished = :now, reason = :reason"
+        reason = f"the grader {how} while it graded this, {MAX_CRASHES} times: submit it again if it was not the reason"
+        values = {"now": time.time(), "reason": reason, "number": number}
+        self.database.execute(f"UPDATE submissions SET {change} WHERE id = :number AND state = 'running'", values)
 
     def _lock(self, number: int) -> bool:
         """Take the lock of a submission, unless another process has it."""
@@ -218,13 +242,23 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self.database.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self.database.execute("ROLLBACK")
+            self.database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.database.execute("COMMIT")
+            except BaseException:
+                if self.database.in_transaction:  # SQLite itself has rolled back where the disk is full
+                    self.database.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            self._say_if_full(error)
             raise
-        self.database.execute("COMMIT")
+
+    def _say_if_full(self, error: sqlite3.DatabaseError) -> None:
+        """Raise InputError where the reason is that there is no room on the disk; all that was written before is kept."""
+        if "disk is full" in str(error) or ("disk I/O" in str(error) and shutil.disk_usage(self.path.parent).free < 1 << 20):
+            raise InputError(f"the disk is full: {self.path} is as it was before; make room and start again") from error
 
 
 def _entry(row: tuple) -> Entry:
@@ -232,11 +266,11 @@ def _entry(row: tuple) -> Entry:
     return Entry(
         number,
         state,
-        reason,
-        assignment,
-        [tuple(person) for person in json.loads(contributors)],
-        json.loads(sources),
-        json.loads(remarks),
+        printable(reason),
+        printable(assignment),
+        [(printable(name, 100), printable(pennkey, 100)) for name, pennkey in json.loads(contributors)],
+        [printable(source, 2000) for source in json.loads(sources)],
+        [printable(remark) for remark in json.loads(remarks)],
         submitted,
         started,
         finished,

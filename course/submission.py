@@ -1,22 +1,35 @@
-"""What a submission is: model.py, config.py and submission.json in a folder, read and checked without running any of it."""
+"""What a submission is: model.py, config.py and submission.json in a folder, read and checked without running any of it.
+
+A process of its own does that, which is ended when it takes too long: whatever a file holds, `submit` comes back.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+import multiprocessing
+import os
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from config import InputError
+from course.text import printable
 
 FILES = ("model.py", "config.py", "submission.json")  # nothing else of the folder is taken
 MAX_BYTES = 1_000_000  # of one file
 MAX_TEXT = 200  # characters of a name
+MAX_PEOPLE = 20
+MAX_SECONDS = 20.0  # for reading and checking
+SEEMS_LONG = 5_000  # bytes of literals, and
+SEEMS_LARGE = 50_000  # of a file: what has more may hold weights
+WEIGHTS = "trained weights?"  # how the warning about that begins
 # What templates have where a student is to write; compared in lower case, without brackets, _ and -.
 PLACEHOLDERS = {
     "name",
@@ -67,39 +80,84 @@ def read(folder: Path, strict: bool = False) -> Submission:
 
     Raises InputError, which says what is wrong where.
     """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=_read_to, args=(theirs, folder, strict))
+    process.start()
+    theirs.close()
     try:
-        files = {name: _read_file(folder, name) for name in FILES}
-        assignment, contributors, sources = _check_json(files["submission.json"])
-        model, config = (_parse(files, name) for name in ("model.py", "config.py"))
-        remarks = tuple(_check_model(model))
-        _check_config(config)
-        _check_imports(model, "model.py", folder)
-        _check_imports(config, "config.py", folder)
-        if strict and remarks:
-            raise InputError(remarks[0])
+        found = ours.recv() if ours.poll(MAX_SECONDS) else InputError(f"checking it took more than {MAX_SECONDS:g} s")
+    except EOFError:
+        found = InputError("checking it ended the process that did so")
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(found, InputError):
+        raise InputError(f"{printable(str(folder))} is not accepted: {printable(str(found), 500)}")
+    return found
+
+
+def _read_to(pipe: Connection, folder: Path, strict: bool) -> None:
+    try:
+        pipe.send(check(folder, strict))
     except InputError as error:
-        raise InputError(f"{folder} is not accepted: {error}") from None
+        pipe.send(error)
     except RecursionError:
-        raise InputError(f"{folder} is not accepted: its files are nested too deeply") from None
-    return Submission(files, assignment, contributors, sources, remarks)
+        pipe.send(InputError("its files are nested too deeply"))
+    except Exception as error:
+        pipe.send(InputError(f"checking it fails: {type(error).__name__}: {error}"))
+
+
+def check(folder: Path, strict: bool) -> Submission:
+    """What `read` does, in this process."""
+    files = {name: _read_file(folder, name) for name in FILES}
+    assignment, contributors, sources = _check_json(files["submission.json"])
+    model, config = (_parse(files, name) for name in ("model.py", "config.py"))
+    remarks = tuple(_check_model(model))
+    _check_config(config)
+    _check_imports(model, "model.py", folder)
+    _check_imports(config, "config.py", folder)
+    if strict and remarks:
+        raise InputError(remarks[0])
+    remarks += tuple(_suspicions({"model.py": model, "config.py": config}, files))
+    return Submission(files, assignment, contributors, sources, tuple(map(printable, remarks)))
+
+
+def _suspicions(trees: dict[str, ast.Module], files: dict[str, bytes]) -> Iterator[str]:
+    """Files that may hold weights: much of them is literals, or they are large altogether."""
+    for name, tree in trees.items():
+        nodes = list(ast.walk(tree))
+        texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+        size = sum(_literal_bytes(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in texts)
+        if size > SEEMS_LONG or len(files[name]) > SEEMS_LARGE:
+            yield f"{WEIGHTS} {name} has {len(files[name]):,} bytes, {size:,} of them in literals"
+
+
+def _literal_bytes(value: object) -> int:
+    if isinstance(value, int):
+        return value.bit_length() // 3 + 1  # about its digits
+    return (
+        len(value.encode(errors="replace")) if isinstance(value, str) else len(value if isinstance(value, bytes) else repr(value))
+    )
 
 
 def _read_file(folder: Path, name: str) -> bytes:
-    if not folder.is_dir():
-        if not folder.exists():
-            raise InputError("there is no such folder")
-        raise InputError(
-            "it is a zip archive: unpack it and submit the folder" if zipfile.is_zipfile(folder) else "it is not a folder"
-        )
     path = folder / name
     try:
+        if not folder.is_dir():
+            if not folder.exists():
+                raise InputError("there is no such folder")
+            is_zip = folder.is_file() and zipfile.is_zipfile(folder)  # no pipe or device, which could wait for ever
+            raise InputError("it is a zip archive: unpack it and submit the folder" if is_zip else "it is not a folder")
         if not path.resolve(strict=True).is_relative_to(folder.resolve()):
             raise InputError(f"{name} is a link out of the folder: put the file itself there")
-        if not path.is_file():  # opening a pipe or a device could wait for ever
-            raise InputError(f"{name} is not a file")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{name} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} is the most")
-        data = path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{name} is not a file")
+            if status.st_size > MAX_BYTES:
+                raise InputError(f"{name} has {status.st_size:,} bytes; {MAX_BYTES:,} is the most")
+            data = file.read(MAX_BYTES)
     except FileNotFoundError:
         inside = [entry.name for entry in folder.iterdir() if (entry / name).is_file()]
         raise InputError(f"there is no {name} in it" + (f"; did you mean its folder {inside[0]}?" if inside else "")) from None
@@ -128,6 +186,8 @@ def _check_json(data: bytes) -> tuple[str, tuple[tuple[str, str], ...], tuple[st
     people = value["contributors"]
     if not isinstance(people, list) or not people or not all(isinstance(person, dict) for person in people):
         raise InputError("contributors in submission.json must be a list of objects with name and pennkey, at least one")
+    if len(people) > MAX_PEOPLE:
+        raise InputError(f"contributors in submission.json are {len(people):,}; {MAX_PEOPLE} is the most")
     contributors = tuple(
         (_text(person.get("name"), f"name of contributor {i}"), _text(person.get("pennkey"), f"pennkey of contributor {i}").lower())
         for i, person in enumerate(people, 1)
@@ -150,8 +210,10 @@ def _text(value: Any, what: str, longest: int = MAX_TEXT) -> str:
     text = " ".join(value.split()) if isinstance(value, str) else ""
     if not text:
         raise InputError(f"{what} in submission.json must be a text")
-    if len(text) > longest or not text.isprintable():
-        raise InputError(f"{what} in submission.json is longer than {longest} characters or has some that cannot be printed")
+    if text != printable(text, longest):
+        raise InputError(
+            f"{what} in submission.json is longer than {longest} characters or has some that cannot be seen or printed"
+        )
     plain = " ".join(re.sub(r"[_\-<>\[\](){}]", " ", text.lower()).split())
     if plain in PLACEHOLDERS or PLACEHOLDER_WORDS.search(plain) or not plain:
         raise InputError(f"{what} in submission.json is still the template's: {text}")
@@ -202,16 +264,19 @@ def _check_model(tree: ast.Module) -> Iterator[str]:
             yield f"model.py line {node.lineno}: {what} has no docstring"
 
 
-def _method(classes: dict[str, ast.ClassDef], name: str, method: str, seen: tuple[str, ...] = ()) -> ast.FunctionDef | None:
+def _method(classes: dict[str, ast.ClassDef], name: str, method: str) -> ast.FunctionDef | None:
     """The method of that name in the class, or in the first of its bases in the same file that has it."""
-    if name not in classes or name in seen:
-        return None
-    node = classes[name]
-    own = [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == method]
-    if own:
-        return own[-1]
-    bases = (_method(classes, base.id, method, (*seen, name)) for base in node.bases if isinstance(base, ast.Name))
-    return next((found for found in bases if found), None)
+    waiting, seen = [name], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in classes or name in seen:
+            continue
+        seen.add(name)
+        node = classes[name]
+        if own := [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == method]:
+            return own[-1]
+        waiting += [base.id for base in reversed(node.bases) if isinstance(base, ast.Name)]
+    return None
 
 
 def _check_config(tree: ast.Module) -> None:

@@ -64,9 +64,10 @@ def load_folder(
     side = side or choose_side([paths for classes in files.values() for paths in classes])
     splits = _read_splits(path, files, side, skip_unreadable)
     for part in ("train", "all"):
-        gone = [name for i, name in enumerate(classes) if part in splits and i not in splits[part].labels]
-        if gone:
-            raise InputError(f"{folders.get(part, path) / gone[0]} has no readable image: none of its files can be read")
+        for label, name in enumerate(classes):
+            if part in splits and label not in splits[part].labels:
+                count = len(files[part][label])
+                raise InputError(f"{folders.get(part, path) / name} has no readable image: none of its {count} files can be read")
     if "all" in splits:
         splits["train"], splits["test"] = cut_test_split(splits.pop("all"))
     empty_split = Split(np.empty((0, side, side, 3), np.uint8), np.empty(0, np.int64))
@@ -221,7 +222,10 @@ def _read_splits(path: Path, files: dict[str, list[list[Path]]], side: int, skip
     if unreadable:
         _say_unreadable(path, len(places), [(places[i][2], error) for i, error in unreadable], skip_unreadable)
     if changed:
-        print(f"note: {changed} of {len(places)} images in {path} were brought to {side}x{side} RGB", file=sys.stderr)
+        print(
+            f"note: {changed} of {len(places) - len(unreadable)} images in {path} were brought to {side}x{side} RGB",
+            file=sys.stderr,
+        )
     is_gone = np.zeros(len(places), bool)
     is_gone[[i for i, _ in unreadable]] = True
     parts, labels = np.array([part for part, _, _ in places]), np.array([label for _, label, _ in places], np.int64)

@@ -5,25 +5,53 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from config import InputError, TrainConfig
 from images.sources import SPLIT_NAMES
 from learning import distributed
-from learning.history import History
+from learning.history import History, Observer, Training
 from learning.schedule import cycle_ends, with_other_budget
 from learning.weights import load_checkpoint, save_checkpoint
 from utils import random_states, restore_random_states
 
 if TYPE_CHECKING:
-    from training import Trainer
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from learning.averaging import WeightAverage
 
 BUDGET = ("epochs", "steps")
 FREE = ("workers", "image_size", *BUDGET)
 """Fields that may be others in a resumed run; the size of the images themselves may not."""
 
 
-def save(trainer: Trainer) -> None:
+class Resumable(Training, Protocol):
+    """What is kept of a training, and what it is asked for meanwhile; the Trainer is one."""
+
+    checkpoint_path: Path | None
+    trained_model: nn.Module
+    averaged: WeightAverage | None
+    best: dict[str, Tensor] | None
+    optimizer: Optimizer
+    observer: Observer
+    running: dict[str, float]
+    cycle_ends: list[int]
+    total_steps: int
+    steps_per_epoch: int
+    learning_rate: float
+    seconds_before: float
+
+    def read_losses(self) -> None: ...
+
+    def clock(self) -> float: ...
+
+    def is_over(self) -> bool: ...
+
+    def last_checkpoint(self) -> str: ...
+
+
+def save(trainer: Resumable) -> None:
     """Write the state of `trainer`. Raises InputError where weights are not finite or the file cannot be written."""
     trainer.read_losses()
     state = trainer.trained_model.state_dict()
@@ -57,7 +85,7 @@ def save(trainer: Trainer) -> None:
             )
 
 
-def restore(trainer: Trainer) -> None:
+def restore(trainer: Resumable) -> None:
     """Bring `trainer`, which is prepared, to the state in its folder. Raises InputError where there is none or it does not fit."""
     path = trainer.checkpoint_path
     if not path or not path.exists():
@@ -70,7 +98,7 @@ def restore(trainer: Trainer) -> None:
         )
     trainer.step, trainer.history = state["step"], History.from_dict(state["history"])
     was = TrainConfig(**state["config"])
-    ends = state.get("cycle_ends") or cycle_ends(was, trainer.batches.steps_per_epoch)
+    ends = state.get("cycle_ends") or cycle_ends(was, trainer.steps_per_epoch)
     if any(getattr(was, name) != getattr(trainer.config, name) for name in BUDGET):
         ends = _other_ends(trainer, ends)
     trainer.cycle_ends, trainer.total_steps = ends, ends[-1]
@@ -83,7 +111,7 @@ def restore(trainer: Trainer) -> None:
     restore_random_states(state["random"])
 
 
-def _other_ends(trainer: Trainer, was: list[int]) -> list[int]:
+def _other_ends(trainer: Resumable, was: list[int]) -> list[int]:
     """The ends of the cycles of a run, so far `was`, with the budget of its configuration now, which is said on stderr."""
     if trainer.is_over():
         why = "reached its target" if trainer.history.reached else "stopped early"

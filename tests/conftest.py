@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import signal
@@ -26,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch  # reads the setting above
 
 import main
+from images import shapes
 from images.sources import Split
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,13 +89,18 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def shapes_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 training and 500 test images of the `shapes` renderer in an .npz file, which loads in no time."""
-    from images import shapes
+def shapes_npz(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """5,000 training and 500 test images of the `shapes` renderer in an .npz file, which loads in no time.
 
-    path = tmp_path_factory.mktemp("shapes") / "shapes.npz"
-    (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)
-    np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
+    The first of pytest's processes that asks for it renders it for all.
+    """
+    mine = tmp_path_factory.getbasetemp()
+    path = (mine if worker_id == "master" else mine.parent) / "shapes.npz"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)
+            np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
     return path
 
 

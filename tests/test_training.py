@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -244,8 +245,8 @@ def wait_for(condition, seconds: float = 120) -> None:
     ("options", "env"),
     [
         (("--augment", 0), ALL_THREADS),
-        (("--augment", 0, "--optimizer", "muon"), ALL_THREADS),
-        (("--augment", 0.5, "--cutmix", 0.5), None),
+        pytest.param(("--augment", 0, "--optimizer", "muon"), ALL_THREADS, marks=pytest.mark.slow),
+        pytest.param(("--augment", 0.5, "--cutmix", 0.5), None, marks=pytest.mark.slow),
     ],
 )
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
@@ -315,15 +316,29 @@ def test_resume_refuses_a_configuration_with_a_field_that_is_gone(dataset, tmp_p
         make_trainer(dataset, SMALL, tmp_path).fit(resume=True)
 
 
-@pytest.mark.parametrize(("what", "dataset_name", "width"), [("data set", "other", 96), ("network", "noise", 64)])
-def test_resume_refuses_another_data_set_and_another_network(dataset, tmp_path, what, dataset_name, width):
-    def trainer(name: str, last_width: int) -> Trainer:
+def test_resume_refuses_another_data_set_and_another_network(dataset, tmp_path):
+    def trainer(dataset, last_width: int = 96) -> Trainer:
         net = {"widths": (32, 64, 96, last_width)}
-        return Trainer(Net(3, 10, **net), replace(dataset, name=name), SMALL, tmp_path, card={"net": net})
+        return Trainer(Net(3, 10, **net), dataset, replace(SMALL, steps=1), tmp_path, card={"net": net})
 
-    trainer("noise", 96).fit()
-    with pytest.raises(InputError, match=f"was made with another {what} "):
-        trainer(dataset_name, width).fit(resume=True)
+    trainer(dataset).fit()
+    with pytest.raises(InputError, match="was made with another network "):
+        trainer(dataset, 64).fit(resume=True)
+    others = {
+        "labels are others": Split(dataset.train.images, np.roll(dataset.train.labels, 1)),
+        "pixels are others": Split(255 - dataset.train.images, dataset.train.labels),
+        "training split had 5,000 images and has 4,999": Split(dataset.train.images[1:], dataset.train.labels[1:]),
+    }
+    for words, train in others.items():
+        with pytest.raises(InputError, match=words):
+            trainer(replace(dataset, train=train)).fit(resume=True)
+    trainer(replace(dataset, name="moved")).fit(resume=True)  # the same images by another name
+    # An older checkpoint knows its data by the name alone.
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    state["card"].pop("data")
+    save_checkpoint(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(InputError, match="was made with another data set "):
+        trainer(replace(dataset, name="third")).fit(resume=True)
 
 
 def test_resume_without_a_checkpoint(dataset, tmp_path):

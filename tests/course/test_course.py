@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import DATA, ROOT, assert_refused, needs_cifar10
+from conftest import DATA, ROOT, assert_refused, needs_cifar10, run_main
 from course import harness
 
 CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 30, 20
@@ -198,6 +198,17 @@ def test_a_failing_submission_is_one_line(tmp_path):
     assert_refused(run_harness(submission(tmp_path), "--data-dir", tmp_path), "no CIFAR-10", str(tmp_path))
     submission(tmp_path, SUBMISSION + "\nraise ValueError('two\\nlines')")
     assert_refused(run_harness(tmp_path), "model.py line 13", "ValueError: two lines")
+
+
+@needs_cifar10
+def test_a_submission_that_parses_its_arguments_gets_none(tmp_path):
+    parses = "import argparse\nprint('given', vars(argparse.ArgumentParser().parse_args()))\n"
+    submission(tmp_path, parses + SUBMISSION)
+    result = run_harness(tmp_path, "--data-dir", DATA, "--limit", 1e-6, "--threads", 1)
+    assert result.returncode == 3, result.stderr
+    assert result.stdout.startswith("given {}")
+    checked = run_main("check", f"{tmp_path / 'model.py'}:Model")
+    assert "given {}" in checked.stdout, checked.stderr
 
 
 @needs_cifar10

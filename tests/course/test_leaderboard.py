@@ -6,9 +6,9 @@ import io
 import pytest
 
 from conftest import run_main
-from course import leaderboard
+from course import leaderboard, text
 from course.store import Store
-from course.submission import Submission
+from course.submission import WEIGHTS, Submission
 
 
 def run(seconds, accuracy=0.6, seed=0):
@@ -88,12 +88,13 @@ def test_what_a_row_says(store):
         "spread": "2.50 to missed",
         "runs": "3",
         "accuracy": "58.00%",
-        "epochs": "2",
+        "looks": "2",
         "before clock": "0.88",
         "parameters": "1,234",
         "constraints": "1 of 2, not: dilated",
         "submitted (UTC)": row.submitted,
         "no.": "#1",
+        "notes": "",
     }
 
 
@@ -125,9 +126,51 @@ def test_names_are_text_everywhere(store, tmp_path):
     assert row[2] == "3.00"
 
 
-def test_a_csv_cell_is_no_formula(store):
-    graded(store, 3.0, ("=HYPERLINK(1)", "eve"))
-    assert "'=HYPERLINK" in leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\ufe66", "\u2212", "\uff0b", " ="])
+def test_a_csv_cell_is_no_formula(store, sign):
+    assert text.cell(sign + "HYPERLINK(1)") == f"'{sign}HYPERLINK(1)"
+    graded(store, 3.0, (sign + "HYPERLINK(1)", "eve"))
+    assert f",'{sign.strip()}HYPERLINK" in leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())
+
+
+def test_an_empty_csv_cell_is_empty(store):
+    graded(store, 3.0, "ada", parameters=None)
+    _, row = csv.reader(io.StringIO(leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())))
+    assert row[8] == ""
+
+
+NASTY = "A\u202e\x1b[2J\nB\u200b\u3164" + "e\u0301\u0301\u0301\u0301\u0301" + "x" * 4000
+
+
+def test_one_function_for_all_that_comes_from_others(store):
+    """Names, reasons, sources and warnings as an old store may hold them, in each of the outputs."""
+    assert text.printable(NASTY, 20) == "A\ufffd\ufffd[2J B\ufffd\ufffde\u0301\u0301xxxxxx…"
+    number, _ = store.add(Submission({}, NASTY, ((NASTY, NASTY),), (NASTY,), (NASTY,)))
+    store.take()
+    store.finish(number, "failed", NASTY * 20, None, RESULT | {"runs": []})
+    graded(store, 3.0, (NASTY, "eve"))
+    entries = store.entries()
+    rows = leaderboard.rank(entries)
+    shown = [leaderboard.table(rows, entries), leaderboard.listing(entries), leaderboard.details(entries[0])]
+    for output in (*shown, leaderboard.as_csv(rows, entries), leaderboard.as_html(rows, entries)):
+        assert not set("\u202e\x1b\u200b\u3164") & set(output)
+        assert "e\u0301\u0301\u0301" not in output
+    for output in shown[:2]:
+        assert max(map(len, output.splitlines())) < 600
+
+
+def test_what_a_line_of_the_board_warns_of(store):
+    graded(store, 3.0, "ada", sandbox="none")
+    graded(store, 4.0, "bob", runs=[run(4.0) | {"processor_seconds": 93.0}])
+    number, _ = store.add(Submission({}, "hw", (("Eve", "eve"),), ("none",), ("no docstring", f"{WEIGHTS} model.py has 9 bytes")))
+    store.take()
+    store.finish(number, "graded", "", 5.0, RESULT | {"runs": [run(5.0)]})
+    assert [row.notes for row in leaderboard.rank(store.entries())] == [
+        "graded without a sandbox",
+        "93 s of processor time before the clock",
+        f"{WEIGHTS} model.py has 9 bytes",
+    ]
+    assert "graded without a sandbox" in leaderboard.as_html(leaderboard.rank(store.entries()), store.entries())
 
 
 def test_empty(store):

@@ -96,6 +96,78 @@ def test_running_when_its_grader_dies_is_queued_again(path):
         assert store.take()[0].id == 1
 
 
+def test_over_which_two_graders_died_fails_and_the_queue_goes_on(path):
+    with Store(path) as store:
+        store.add(made_up("a"))
+        store.add(made_up("b"))
+    for expected in (["queued", "queued"], ["failed", "graded"]):
+        taken = PROCESSES.Queue()
+        grader = PROCESSES.Process(target=take_and_wait, args=(path, taken))
+        grader.start()
+        assert taken.get(timeout=60) == 1
+        os.kill(grader.pid, signal.SIGKILL)
+        grader.join()
+        with Store(path) as store:
+            if expected[0] == "queued":
+                assert store.take()[0].id == 2  # not again first the one that a grader died over
+                store.finish(2, "graded", "", 1.0, {})
+                assert store.take()[0].id == 1
+                store.give_back(1)  # to be interrupted is no crash
+            else:
+                assert states(store) == expected
+                assert "the grader was killed while it graded this, 2 times" in store.get(1).reason
+                assert store.take() is None
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(path):
+    with Store(path) as store:
+        store.add(made_up("a"))
+        store.take()
+        pages = store.database.execute("PRAGMA page_count").fetchone()[0]
+        store.database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(InputError, match="the disk is full") as caught:
+            store.finish(1, "graded", "", 1.0, {"log": "x" * 1_000_000})
+        assert "\n" not in str(caught.value)
+        assert states(store) == ["running"]
+        store.database.execute("PRAGMA max_page_count = 1000000")
+        assert store.finish(1, "graded", "", 1.0, {"log": "x" * 1_000_000})
+        assert states(store) == ["graded"]
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """A file system of 1 MB, full but for some pages: submit and leaderboard say so, and later the store is whole."""
+    enter = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
+    if subprocess.run([*enter, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada" / "model.py").write_text(
+        "class Model:\n    def __init__(self, num_channels, num_classes): pass\n    def forward(self, x): return x\n"
+    )
+    (tmp_path / "ada" / "config.py").write_text("CONFIG = 1\n" + "#" * 200_000)
+    (tmp_path / "ada" / "submission.json").write_text(
+        '{"assignment_name": "hw", "contributors": [{"name": "Ada", "pennkey": "ada"}], "sources": ["none"]}'
+    )
+    script = f"""
+mkdir {tmp_path}/disk && mount -t tmpfs -o size=1m tmpfs {tmp_path}/disk && cd {tmp_path}/disk || exit 9
+main="{sys.executable} {ROOT}/main.py"
+$main submit ../ada --store s; echo "made $?" >&2
+dd if=/dev/zero of=filler bs=1k 2> /dev/null
+$main submit ../ada --store s; echo "full $?" >&2
+$main leaderboard --store s; echo "read $?" >&2
+rm filler
+$main leaderboard --all --store s; echo "later $?" >&2
+"""
+    result = subprocess.run([*enter, "sh", "-c", script], text=True, capture_output=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
+    assert lines[0] == "made 0"
+    assert lines[1].startswith("error: the disk is full")
+    assert lines[2] == "full 2"
+    assert lines[3] in ("read 0", lines[1])  # to read it may need no room
+    assert lines[-1] == "later 0"
+    assert result.stdout.splitlines()[-1] == "1 submission: 1 queued"
+
+
 def grade_all(path, graded):
     with Store(path) as store:
         while taken := store.take():

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 import zipfile
 
 import pytest
@@ -110,6 +113,47 @@ def test_neither_files_nor_of_a_sensible_size(folder):
     refused(folder, "config.py has 1,000,011 bytes")
 
 
+def test_a_pipe_instead_of_the_folder(tmp_path):
+    os.mkfifo(tmp_path / "ada")
+    result = subprocess.run(
+        [sys.executable, ROOT / "main.py", "submit", tmp_path / "ada", "--store", tmp_path / "s"],
+        timeout=60,
+        text=True,
+        capture_output=True,
+    )
+    assert_refused(result, "it is not a folder")
+
+
+def test_bases_that_meet_again_and_again(folder):
+    """Each class names the next one twice: 2 ** 60 ways to the end."""
+    chain = "\n".join(f"class C{i}(C{i + 1}, C{i + 1}): pass" for i in range(60))
+    (folder / "model.py").write_text(f"class Model(C0): pass\n{chain}\nclass C60: pass\n")
+    refused(folder, "Model in model.py has no __init__")
+
+
+def test_checking_takes_a_limited_time(folder, monkeypatch):
+    monkeypatch.setattr(submission, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(submission, "_check_config", lambda tree: time.sleep(60))
+    refused(folder, "checking it took more than 0.2 s")
+    monkeypatch.setattr(submission, "_check_config", lambda tree: os._exit(1))
+    monkeypatch.setattr(submission, "MAX_SECONDS", 20.0)
+    refused(folder, "checking it ended the process")
+
+
+@pytest.mark.parametrize(
+    "weights", ["W = " + repr("\u4e16" * 2000), "W = [" + "0.12345," * 1000 + "]", "W = " + hex(1 << 20_000), "#" * 50_000]
+)
+def test_weights_in_the_source_are_noticed(folder, weights):
+    (folder / "model.py").write_text((folder / "model.py").read_text() + weights)
+    (warning,) = submission.read(folder, strict=True).warnings
+    assert warning.startswith(f"{submission.WEIGHTS} model.py has ")
+
+
+def test_a_warning_is_one_short_line(folder):
+    (folder / "model.py").write_text((folder / "model.py").read_text().replace("x: torch.Tensor", "x" * 100_000))
+    assert max(len(warning) for warning in submission.read(folder).warnings) <= 300
+
+
 @pytest.mark.parametrize("name", submission.FILES)
 def test_not_utf8(folder, name):
     (folder / name).write_bytes(b"# one\n# caf\xe9\n")
@@ -141,8 +185,10 @@ def test_broken_json(folder, text, words):
         ({"contributors": [{"name": "Your Name", "pennkey": "ada"}]}, ["name of contributor 1", "template's: Your Name"]),
         ({"contributors": [{"name": "Ada", "pennkey": "<pennkey>"}]}, ["pennkey of contributor 1", "template's"]),
         ({"contributors": [{"name": "Ada", "pennkey": "your_pennkey_here"}]}, ["template's"]),
-        ({"contributors": [{"name": "A\u001b[2J", "pennkey": "ada"}]}, ["cannot be printed"]),
+        ({"contributors": [{"name": "A\u001b[2J", "pennkey": "ada"}]}, ["cannot be seen or printed"]),
         ({"contributors": [{"name": "A", "pennkey": "ada"}, {"name": "B", "pennkey": "ADA"}]}, ["same pennkey twice"]),
+        ({"contributors": [{"name": "\u3164", "pennkey": "ada"}]}, ["name of contributor 1", "cannot be seen"]),
+        ({"contributors": [{"name": "A", "pennkey": f"a{i}"} for i in range(21)]}, ["contributors", "20 is the most"]),
         ({"sources": []}, ["sources"]),
         ({"sources": 3}, ["sources"]),
         ({"sources": ["TODO: list them"]}, ["sources", "template's"]),

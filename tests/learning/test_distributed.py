@@ -94,7 +94,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 BATCH_NORM = """
-import sys, torch, distributed
+import sys, torch
+from learning import distributed
 from torch import nn
 from utils import seed_everything
 
@@ -336,7 +337,9 @@ def test_parts_are_disjoint_and_complete(monkeypatch):
 
 
 COMPILED = """
-import dataclasses, sys, torch, data, distributed
+import dataclasses, sys, torch
+from images import data
+from learning import distributed
 from pathlib import Path
 from config import TrainConfig
 from training import Trainer

@@ -181,9 +181,8 @@ def test_without_images_the_accuracy_on_the_test_set(shapes_npz, tmp_path):
     assert "contact sheet of 100 images" in result.stderr
     report = json.loads(run_main("predict", "--weights", weights, "--json").stdout)
     assert report == {"dataset": name, "images": 500, "accuracy": accuracy, "loss": loss, "card_accuracy": 0.1234}
-    assert_refused(
-        run_main("predict", "--weights", weights, "--dataset", "shapes", "--data-dir", tmp_path / "data"), "other classes", "circle"
-    )
+    np.savez(tmp_path / "named.npz", **np.load(shapes_npz), classes=list("abcdefghij"))
+    assert_refused(run_main("predict", "--weights", weights, "--dataset", f"npz:{tmp_path / 'named.npz'}"), "other classes", "a, b")
 
 
 def test_default_weights_that_are_missing(tmp_path, monkeypatch, capsys):
