@@ -11,6 +11,7 @@ import random
 import re
 import shlex
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -203,16 +204,22 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def network_card(
-    model: nn.Module, num_channels: int, image_size: tuple[int, int], net: dict[str, Any], **more: Any
+    model: nn.Module, num_channels: int, image_size: tuple[int, int], net: dict[str, Any], /, **more: Any
 ) -> dict[str, Any]:
-    """What a card says of a network itself; `net` are the arguments of model.Net that rebuild it, besides the data's own."""
-    return {
-        **more,
-        "net": net,
-        "parameters": count_parameters(model),
-        "mult_adds": count_mult_adds(model, num_channels, image_size),
-    }
+    """What a card says of a network itself; `net` are the arguments of model.Net that rebuild it, besides the data's own.
+
+    Of a network of the user's own that torchinfo fails on, the mult-adds are None.
+    """
+    mult_adds = None
+    with contextlib.suppress(RuntimeError):
+        mult_adds = count_mult_adds(model, num_channels, image_size)
+    return {**more, "net": net, "parameters": count_parameters(model), "mult_adds": mult_adds}
 
 
 def versions() -> dict[str, str]:
@@ -270,6 +277,16 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
         yield lambda: came
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def demand_regular_file(path: Path) -> None:
+    """Raise InputError where `path` is missing or no regular file: reading a pipe would never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"cannot read {path}: it is not a regular file")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from config import InputError
+from utils import demand_regular_file
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LITTER_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")  # that systems leave behind
@@ -86,6 +87,7 @@ def decode(path: Path, num_channels: int, height: int, width: int, bits: int = 0
     cover the wanted one and its middle is taken. Pixels of more than 8 bits are scaled from as many as they use, 12, 16 or more,
     but `bits` at least: files do not say that their 16 bits hold the 12 of a camera. Raises InputError where it is not readable.
     """
+    demand_regular_file(path)
     mode = "L" if num_channels == 1 else "RGB"
     changes, used = [], None
     try:

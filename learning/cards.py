@@ -32,7 +32,8 @@ class Card(BaseModel):
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     net: dict[str, Any] | None = None
-    model: str | None = None
+    model: str | None = Field(None, pattern=r".:\w+$")
+    model_sha256: str | None = None
     preset: str | None = None
     parameters: Count | None = None
     mult_adds: Count | None = None

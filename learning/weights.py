@@ -6,14 +6,13 @@ import hashlib
 import io
 import json
 import pickle
-import stat
 import struct
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import InputError
-from utils import write_atomically
+from utils import demand_regular_file, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +83,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return state["model"], state["card"]
     from safetensors import SafetensorError, safe_open
 
-    _demand_file(path)
+    demand_regular_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -113,18 +112,8 @@ def _check(path: Path, card: Any) -> None:
     check_card(path, card)
 
 
-def _demand_file(path: Path) -> None:
-    """Raise InputError unless `path` is a regular file: a pipe would be waited for without end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(mode):
-        raise InputError(f"cannot read {path}: it is not a regular file")
-
-
 def _read(path: Path) -> bytes:
-    _demand_file(path)
+    demand_regular_file(path)
     try:
         return path.read_bytes()
     except OSError as error:
