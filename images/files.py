@@ -119,8 +119,31 @@ def decode(path: Path, num_channels: int, height: int, width: int, bits: int = 0
         raise InputError(f"{path} is not a readable image: {reason}") from error
     if size != (width, height):
         changes.append(f"resized from {size[0]}x{size[1]} to {width}x{height}")
+    return ReadImage(_fit(image, num_channels, height, width), changes, used)
+
+
+def prepare(image: Image.Image, num_channels: int, height: int, width: int) -> np.ndarray:
+    """An image in memory as `decode` gives that of a file: (height, width, num_channels) uint8.
+
+    Raises InputError where its pixels are numbers of unknown scale.
+    """
+    try:
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of unknown scale: convert it to 8 bits a channel")
+        if image.mode.startswith("I"):
+            image = _to_8_bits(np.asarray(image), 0)[0]
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = _on_white(image, [])
+        return _fit(image.convert("L" if num_channels == 1 else "RGB"), num_channels, height, width)
+    except (ValueError, OSError) as error:
+        raise InputError(f"an image of mode {image.mode} cannot be read: {error}") from error
+
+
+def _fit(image: Image.Image, num_channels: int, height: int, width: int) -> np.ndarray:
+    if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return ReadImage(np.asarray(image).reshape(height, width, num_channels), changes, used)
+    return np.asarray(image).reshape(height, width, num_channels)
 
 
 def _to_8_bits(pixels: np.ndarray, bits: int) -> tuple[Image.Image, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ MAX_DEPTH = 8  # of lists and objects within each other
 MAX_ENTRIES = 100_000  # of one list or object: classes, most of all
 MAX_TEXT = 10_000  # characters of one value: a command line, most of all
 MAX_NUMBER = 1e18
+MAX_IMAGE = 2**24  # numbers of one image
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(max_length=1000)]
@@ -47,7 +49,7 @@ class Card(BaseModel):
     command: str | None = None
     hardware: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
-    teacher_sha256: list[str] | None = None
+    teacher_sha256: list[str] | str | None = None
     data: dict[str, Count | str] | None = None
     init: str | None = None
 
@@ -56,6 +58,8 @@ class Card(BaseModel):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.num_channels:
                 raise ValueError(f"{name} has {len(values)} numbers for {self.num_channels} channels")
+        if self.num_channels * math.prod(self.image_size) > MAX_IMAGE:
+            raise ValueError(f"image_size: images of {self.image_size} with {self.num_channels} channels are too large")
         return self
 
 

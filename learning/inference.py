@@ -199,7 +199,10 @@ def _net(path: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Net:
         arguments = (card["num_channels"], len(card["classes"]))
         with torch.device("meta"):
             Net(*arguments, **card["net"]).load_state_dict({name: tensor.to("meta") for name, tensor in tensors.items()})
-        return Net(*arguments, **card["net"])
+        model = Net(*arguments, **card["net"])
+        with torch.inference_mode():  # strides and the like leave no trace in the weights
+            model.eval()(torch.zeros(1, card["num_channels"], *card["image_size"]))
+        return model.train()
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RuntimeError) as error:
         raise _another_architecture(path, error) from error
 

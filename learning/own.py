@@ -21,24 +21,30 @@ def build(spec: str, dataset: ImageDataset) -> nn.Module:
 
     Raises InputError where it cannot be built, or cannot be trained.
     """
-    import torch
-
     from limits.loading import load_network
 
     model = load_network(spec, dataset.num_channels, dataset.num_classes, dataset.image_size)
+    demand_trainable(model, spec, dataset)
+    return model
+
+
+def demand_trainable(model: nn.Module, name: str, dataset: ImageDataset) -> None:
+    """Raise InputError, which calls the network `name`, unless it has parameters and makes logits of the images of `dataset` in
+    training mode."""
+    import torch
+
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"{spec} has no parameters to train")
+        raise InputError(f"{name} has no parameters to train")
     shape = (2, dataset.num_channels, *dataset.image_size)
     try:
         logits = copy.deepcopy(model).train()(torch.zeros(shape))
     except Exception as error:  # it may be of any kind: the code is the user's
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{spec} fails in training mode on images of shape {shape}: {reason}") from error
+        raise InputError(f"{name} fails in training mode on images of shape {shape}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, dataset.num_classes) or not logits.requires_grad:
         raise InputError(
-            f"{spec} makes no logits of shape (2, {dataset.num_classes}) to train by, in training mode, of images of shape {shape}"
+            f"{name} makes no logits of shape (2, {dataset.num_classes}) to train by, in training mode, of images of shape {shape}"
         )
-    return model
 
 
 def card(spec: str) -> dict[str, Any]:

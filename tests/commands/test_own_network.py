@@ -45,7 +45,7 @@ class Nothing(nn.Module):
 """
 
 
-def write_colours(path: Path, classes: tuple[str, ...] = ("blue", "green", "red")) -> Path:
+def write_colours(path: Path, classes: tuple[str, ...] = ("red", "green", "blue")) -> Path:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % len(classes)
     images = rng.integers(0, 90, (60, 40, 40, 3), dtype=np.uint8)
