@@ -90,6 +90,11 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # as by `| head`, which has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # of a path that cannot be one, as a name of 300 characters: wherever it is first looked at
+        if error.filename is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
-import pickle
 import platform
 import random
 import re
 import shlex
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from config import InputError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 ROOT = Path(__file__).resolve().parent
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
@@ -205,16 +204,22 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def network_card(
-    model: nn.Module, num_channels: int, image_size: tuple[int, int], net: dict[str, Any], **more: Any
+    model: nn.Module, num_channels: int, image_size: tuple[int, int], net: dict[str, Any], /, **more: Any
 ) -> dict[str, Any]:
-    """What a card says of a network itself; `net` are the arguments of model.Net that rebuild it, besides the data's own."""
-    return {
-        **more,
-        "net": net,
-        "parameters": count_parameters(model),
-        "mult_adds": count_mult_adds(model, num_channels, image_size),
-    }
+    """What a card says of a network itself; `net` are the arguments of model.Net that rebuild it, besides the data's own.
+
+    Of a network of the user's own that torchinfo fails on, the mult-adds are None.
+    """
+    mult_adds = None
+    with contextlib.suppress(RuntimeError):
+        mult_adds = count_mult_adds(model, num_channels, image_size)
+    return {**more, "net": net, "parameters": count_parameters(model), "mult_adds": mult_adds}
 
 
 def versions() -> dict[str, str]:
@@ -274,6 +279,16 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
+def demand_regular_file(path: Path) -> None:
+    """Raise InputError where `path` is missing or no regular file: reading a pipe would never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"cannot read {path}: it is not a regular file")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` whole or not at all: temporary file beside it, fsync, rename.
 
@@ -304,70 +319,3 @@ def demand_writable(folder: Path) -> None:
     probe = folder / ".writable"
     write_atomically(probe, b"")
     probe.unlink(missing_ok=True)
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training's whole state (tensors and plain values), atomically. Raises InputError where it cannot."""
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote; no code in the file is run (``weights_only=True``).
-
-    Raises InputError where it is missing, truncated or holds anything but tensors and plain values.
-    """
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is refused: it is not a checkpoint of tensors and plain values (reading it could run code, or it is damaged)"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy it again or choose another file"
-        ) from error
-    if not isinstance(state, dict) or "model" not in state or "card" not in state:
-        raise InputError(f"{path} is not a checkpoint of this project: 'model' and 'card' are missing")
-    return state
-
-
-def save_weights(path: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write a trained network as safetensors, its card inside the file's header and beside it as .json (for people)."""
-    from safetensors.torch import save
-
-    text = json.dumps(card, indent=2)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    write_atomically(path, save(tensors, metadata={"convsprint": text}))
-    write_atomically(path.with_suffix(".json"), text.encode() + b"\n")
-
-
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and card of a .safetensors file of `save_weights`, or of a checkpoint (any other ending).
-
-    Raises InputError where the file is missing, truncated, not of this project, or could run code.
-    """
-    if path.suffix != ".safetensors":
-        state = load_checkpoint(path)
-        return state["model"], state["card"]
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        card = json.loads(header["convsprint"])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: copy it again or choose another file") from error
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} was not written by this project: its header has no card of the network") from error
-    return tensors, card

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,16 @@ if TYPE_CHECKING:
 
 NETWORKS = {"torch": "model:Net", "by-hand": "lab.convolution.conv2d:ByHandNet"}
 """Whose convolution computes the network -> the class."""
+
+
+@contextlib.contextmanager
+def silence(quiet: bool) -> Iterator[None]:
+    """Print nothing inside the block where `quiet`; errors are exceptions, which are reported outside of it."""
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 def network_class(conv: str) -> type[Net]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -10,12 +11,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from commands import STARTED
-from commands.shared import network_class, write_report
+from commands.run_folder import data_place, run_folder
+from commands.shared import network_class, silence, write_report
 from config import InputError, get_preset
-from utils import ROOT, demand_writable, network_card, provenance, save_weights, seed_everything, set_threads, summary, write_json
+from learning.weights import save_weights
+from utils import ROOT, demand_writable, network_card, provenance, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from images.data import ImageDataset
@@ -53,9 +58,16 @@ class Sprint:
     skip_unreadable: bool = False
     """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
-    """Write a page with curves, confusion matrix and mistakes to runs/."""
+    """Write a page with curves, confusion matrix and mistakes, and the weights, to runs/PRESET-DATASET (with -2, -3, ... where that
+    holds a run)."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print errors only."""
 
     def run(self) -> int:
+        with silence(self.quiet):
+            return self._sprint()
+
+    def _sprint(self) -> int:
         target = get_preset(self.preset).train.early_exit_accuracy if self.target is None else self.target
         if target is None:
             raise InputError(f"the preset {self.preset} has no target: say which test accuracy to exceed with --target")
@@ -67,6 +79,7 @@ class Sprint:
 
         if self.json:
             demand_writable(self.json.parent)
+        set_threads(self.threads)
         dataset = data.resolve_auto(self.dataset, self.data_dir)
         if self.seeds > 1:
             record = run_seeds(
@@ -82,14 +95,17 @@ class Sprint:
                 self.skip_unreadable,
             )
             return 3 if record["misses"] else 0
-        set_threads(self.threads)
         images = data.load(dataset, self.data_dir, skip_unreadable=self.skip_unreadable)
         run, trainer = run_once(images, self.preset, self.seed, target, network_class(self.conv))
         if self.json:
             run["process_seconds"] = time.perf_counter() - STARTED
             write_json(self.json, make_record(dataset, self.preset, target, [run]))
         if self.report:
-            write_report(ROOT / "runs" / f"{self.preset}-{trainer.dataset.file_name}", f"Sprint of {self.preset}", trainer)
+            default = ROOT / "runs" / f"{self.preset}-{trainer.dataset.file_name}"
+            with run_folder(default, None, dataset, resume=False, overwrite=False) as folder:
+                card = trainer.final_card(trainer.history.test_accuracy, trainer.precision)
+                save_weights(folder / "model.safetensors", trainer.trained_model.state_dict(), card)
+                write_report(folder, f"Sprint of {self.preset}", trainer)
         return 0 if run["reached"] else 3
 
 
@@ -103,6 +119,7 @@ def run_once(
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
     from learning.fitting import fit_to_data, say_missing_classes
+    from learning.log import Log
     from training import Trainer
 
     demand_writable(ROOT / "weights")
@@ -112,11 +129,11 @@ def run_once(
     model = network(dataset.num_channels, dataset.num_classes, **preset.net)
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
-    trainer = Trainer(model, dataset, config, card=card)
+    trainer = Trainer(model, dataset, config, card=card, observer=Log())
     say_missing_classes(dataset, trainer.val_split)
     history = trainer.fit()
 
-    path = ROOT / "weights" / f"{preset_name}-{dataset.file_name}.safetensors"
+    path = weights_path(f"{preset_name}-{dataset.file_name}", dataset.name)
     save_weights(path, trainer.trained_model.state_dict(), trainer.final_card(history.test_accuracy, trainer.precision))
     passes = f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}"
     print(
@@ -133,6 +150,22 @@ def run_once(
         "parameters": card["parameters"],
     }
     return entry, trainer
+
+
+def weights_path(name: str, dataset: str) -> Path:
+    """The file in weights/ for a sprint on `dataset`: `name`, or `name-2` and so on where that has the weights of another's.
+
+    Two folders of images may have the same name.
+    """
+    number = 1
+    while True:
+        path = ROOT / "weights" / f"{name}{'' if number == 1 else f'-{number}'}.safetensors"
+        known = dataset  # of a card that is missing or damaged there is nothing to keep
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["dataset"]
+        if data_place(str(known)) == data_place(dataset):
+            return path
+        number += 1
 
 
 def run_seeds(

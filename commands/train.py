@@ -7,18 +7,21 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from commands.shared import network_class, write_report
+from commands.run_folder import REPORT, remove, run_folder
+from commands.shared import network_class, silence, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
-from utils import ROOT, network_card, resolve_device, save_weights, seed_everything, set_threads, summary, write_json
+from learning.weights import save_weights
+from utils import ROOT, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from images.data import ImageDataset
     from learning.inference import TrainedNetwork
-    from model import Net
 
 
 @dataclasses.dataclass
@@ -31,12 +34,17 @@ class Train:
 
     preset: str = "baseline"
     """Network and hyper-parameters to start from."""
+    model: str = ""
+    """A network of your own instead of the preset's: FILE.py:CLASS, as for check."""
     dataset: str = "auto"
     """As for sprint."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
     out: Path | None = None
-    """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET)."""
+    """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET, with -2, -3, ... where that holds a
+    run)."""
+    overwrite: bool = False
+    """Remove the run in that folder first."""
     resume: bool = False
     """Continue from the checkpoint in that folder, exactly as if the run had not stopped; a larger --epochs extends the run."""
     init: Path | None = None
@@ -47,6 +55,8 @@ class Train:
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print errors only."""
     threads: int = 0
     """Number of threads for torch; 0 uses torch's default (one per core)."""
     conv: Literal["torch", "by-hand"] = "torch"
@@ -57,30 +67,41 @@ class Train:
 
     def run(self) -> int:
         preset = get_preset(self.preset)
+        if self.conv == "by-hand" and self.model:
+            raise InputError("--conv by-hand is for the project's network: leave out --model or --conv by-hand")
         if self.conv == "by-hand" and self.config.compile:
             raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
+        from images import data
         from learning import distributed
 
         set_threads(self.threads)
-        with distributed.group(resolve_device(self.config.device)):
-            return self._train(preset)
+        with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
+            name = data.resolve_auto(self.dataset, self.data_dir)
+            out = default = ROOT / "runs" / f"{self.called}-{data.file_name(name)}"
+            if distributed.is_main():
+                out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite))
+            return self._train(preset, name, Path(distributed.from_main(str(out))))
 
-    def _train(self, preset: Preset) -> int:
+    @property
+    def called(self) -> str:
+        """What the run is called after: the class of the user's own network, or the preset."""
+        return self.model.rpartition(":")[2] or self.preset
+
+    def _train(self, preset: Preset, name: str, out: Path) -> int:
         import torch
 
         from images import data
-        from learning import distributed
+        from learning import checkpoint, distributed, own
         from learning.checkpoint import BUDGET
         from learning.fitting import FITTED, fit_to_data, say_missing_classes
+        from learning.history import Observer, Observers
+        from learning.log import Log
         from training import Trainer
-        from utils import load_checkpoint
 
         if self.config.freeze and not (self.init or self.resume):
             raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
-        name = data.resolve_auto(self.dataset, self.data_dir)
-        out = self.out or ROOT / "runs" / f"{self.preset}-{data.file_name(name)}"
-        kept = load_checkpoint(out / "checkpoint.pt") if self.resume and (out / "checkpoint.pt").exists() else None
-        start = load_start(self.init) if self.init and not kept else None
+        kept = checkpoint.read(out / "checkpoint.pt") if self.resume else None
+        start = load_start(self.init, self.model) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
         side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
         with distributed.main_first():
@@ -94,32 +115,46 @@ class Train:
         else:
             config = fit_to_data(config, dataset, self.given)
         seed_everything(config.seed)
-        net = before["net"] if is_trained else preset.net
-        model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **net)
         about = {"preset": self.preset}
+        spec = self.model or before.get("model")
+        if spec:
+            net: dict[str, Any] = {}
+            model = own.build(spec, dataset)
+            about |= own.card(spec)
+        else:
+            net = before["net"] if is_trained else preset.net
+            model = network_class(self.conv)(dataset.num_channels, dataset.num_classes, **net)
         if start and self.init:
             take_weights(model, start, dataset, self.init)
         if is_trained:
             about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
-        print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
-        log = None
-        if self.tensorboard and distributed.is_main():
-            from results.tensorboard_log import TensorBoardLog
+        try:
+            print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+        except RuntimeError as error:  # of torchinfo, with a network of the user's own
+            print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
+        board, observer = None, Observer()
+        if distributed.is_main():
+            observer = Log(out)
+            if self.tensorboard:
+                from results.tensorboard_log import TensorBoardLog
 
-            log = TensorBoardLog(out / "tensorboard")
+                board = TensorBoardLog(out / "tensorboard")
+                observer = Observers(observer, board)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
-        trainer = Trainer(model, dataset, config, out, card=card, observer=log)
+        trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         say_missing_classes(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
-        with log or contextlib.nullcontext():
+        with board or contextlib.nullcontext():
             history = trainer.fit(self.resume)
             test_loss, test_accuracy = trainer.evaluate(dataset.test, precision)
-            if log:
-                log.tested(trainer.step, test_loss, test_accuracy)
+            if board:
+                board.tested(trainer.step, test_loss, test_accuracy)
         if not distributed.is_main():
             return 0
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
+        if kept and kept["step"] != trainer.step:
+            remove(out, REPORT)  # of the weights that are now replaced
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         write_json(out / "run.json", {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)})
         if history.kept:
@@ -129,7 +164,7 @@ class Train:
             f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
         )
         if self.report:
-            write_report(out, f"Training of {self.preset}", trainer, precision)
+            write_report(out, f"Training of {self.called}", trainer, precision)
         return 0
 
 
@@ -151,26 +186,29 @@ def train_defaults(arguments: Sequence[str]) -> Train:
     return Train(preset=preset, config=config, given=tuple(sorted(given)))
 
 
-def load_start(path: Path) -> TrainedNetwork:
-    """The trained weights to start from, on the CPU."""
+def load_start(path: Path, spec: str) -> TrainedNetwork:
+    """The trained weights to start from, on the CPU; `spec` says where the user's own network is, if not where its card says."""
     import torch
 
     from learning.inference import TrainedNetwork
 
-    return TrainedNetwork.load(path, torch.device("cpu"))
+    return TrainedNetwork.load(path, torch.device("cpu"), spec)
 
 
-def take_weights(model: Net, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:
+def take_weights(model: nn.Module, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:
     """Give `model` the trained weights of `start`, without the last layer where the classes are others, which is said on stderr.
 
     Raises InputError where the images have another number of channels.
     """
+    from learning.optimizers import last_layer
+
     if start.card["num_channels"] != dataset.num_channels:
         raise InputError(
             f"{path} takes images of {start.card['num_channels']} channels, those of {dataset.name} have {dataset.num_channels}"
         )
     state = start.model.state_dict()
     if start.card["classes"] != list(dataset.classes):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("O.")}
+        last = last_layer(model)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{last}.")}
         print(f"note: {path} knows other classes than {dataset.name}: its last layer is replaced by a new one", file=sys.stderr)
     model.load_state_dict(state, strict=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from config import InputError
 from images.files import natural, some_of
 from images.sources import ImageDataset, Split
+from utils import demand_regular_file, memory
 
 MIN_SIDE = 28  # pixels: the network takes no smaller images
 NEEDED = ("train_x", "train_y", "test_x", "test_y")
@@ -48,18 +51,40 @@ def load_npz(path: Path) -> ImageDataset:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    demand_regular_file(path)
     try:
+        _demand_honest_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.ascontiguousarray(file[name]) for name in file.files}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or 'not an .npz file'}") from error
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise InputError(f"{path} is damaged or not an .npz file of plain arrays") from error
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         found = f" (there are {some_of(sorted(arrays))})" if arrays else ""
         raise InputError(f"{path} has no array {' and no '.join(missing)}: it needs {', '.join(NEEDED)}{found}")
     return arrays
+
+
+def _demand_honest_sizes(path: Path) -> None:
+    """Raise InputError where the arrays of an .npz file would not fit into memory, or are not as large as their headers say.
+
+    NumPy allocates what a header says before it reads.
+    """
+    with zipfile.ZipFile(path) as archive:
+        total = 0
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                size = math.prod(shape) * dtype.itemsize
+                if size + file.tell() != member.file_size and not dtype.hasobject:
+                    raise InputError(f"{path} is damaged: {member.filename} says it has {size:,} bytes and it has not")
+            total += size
+        if total > memory():
+            raise InputError(f"{path} has arrays of {total / 2**30:,.0f} GiB: more than the memory of this machine")
 
 
 def _note(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from config import InputError
+from utils import demand_regular_file
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LITTER_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")  # that systems leave behind
@@ -87,6 +88,7 @@ def decode(path: Path, num_channels: int, height: int, width: int, bits: int = 0
     cover the wanted one and its middle is taken. Pixels of more than 8 bits are scaled from as many as they use, 12, 16 or more,
     but `bits` at least: files do not say that their 16 bits hold the 12 of a camera. Raises InputError where it is not readable.
     """
+    demand_regular_file(path)
     mode = "L" if num_channels == 1 else "RGB"
     changes, used = [], None
     try:
@@ -118,8 +120,31 @@ def decode(path: Path, num_channels: int, height: int, width: int, bits: int = 0
         raise InputError(f"{path} is not a readable image: {reason}") from error
     if size != (width, height):
         changes.append(f"resized from {size[0]}x{size[1]} to {width}x{height}")
+    return ReadImage(_fit(image, num_channels, height, width), changes, used)
+
+
+def prepare(image: Image.Image, num_channels: int, height: int, width: int) -> np.ndarray:
+    """An image in memory as `decode` gives that of a file: (height, width, num_channels) uint8.
+
+    Raises InputError where its pixels are numbers of unknown scale.
+    """
+    try:
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of unknown scale: convert it to 8 bits a channel")
+        if image.mode.startswith("I"):
+            image = _to_8_bits(np.asarray(image), 0)[0]
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = _on_white(image, [])
+        return _fit(image.convert("L" if num_channels == 1 else "RGB"), num_channels, height, width)
+    except (ValueError, OSError) as error:
+        raise InputError(f"an image of mode {image.mode} cannot be read: {error}") from error
+
+
+def _fit(image: Image.Image, num_channels: int, height: int, width: int) -> np.ndarray:
+    if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return ReadImage(np.asarray(image).reshape(height, width, num_channels), changes, used)
+    return np.asarray(image).reshape(height, width, num_channels)
 
 
 def _to_8_bits(pixels: np.ndarray, bits: int) -> tuple[Image.Image, int]:

@@ -15,6 +15,7 @@ from PIL import Image
 from config import InputError
 from images.files import IMAGE_ENDINGS, ReadImage, decode, is_hidden, natural, printable, say_left_out, some_of, walk_images
 from images.sources import SPLIT_NAMES, ImageDataset, Split, stratified_split
+from utils import demand_regular_file
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -186,6 +187,7 @@ def choose_side(paths: Sequence[Sequence[Path]]) -> int:
     shorter = []
     for path in everything[:: max(1, len(everything) // MEASURED)]:
         try:
+            demand_regular_file(path)
             with Image.open(path) as image:
                 shorter.append(min(image.size))
         except Exception:  # noqa: S112 (it is named when it is read)

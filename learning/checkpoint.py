@@ -12,7 +12,8 @@ from images.sources import SPLIT_NAMES
 from learning import distributed
 from learning.history import History, Observer, Training
 from learning.schedule import cycle_ends, with_other_budget
-from utils import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from learning.weights import load_checkpoint, save_checkpoint
+from utils import random_states, restore_random_states
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,30 +88,43 @@ def save(trainer: Resumable) -> None:
             )
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The state in a file, to resume from. Raises InputError where it is missing, damaged, or not a whole one."""
+    state = load_checkpoint(path)
+    missing = [name for name in ("config", "step", "history", "trained", "optimizer", "random") if name not in state]
+    if missing or not isinstance(state["config"], dict):
+        raise InputError(f"{path} cannot be resumed: {', '.join(missing) or 'its configuration'} is missing")
+    return state
+
+
 def restore(trainer: Resumable) -> None:
     """Bring `trainer`, which is prepared, to the state in its folder. Raises InputError where there is none or it does not fit."""
     path = trainer.checkpoint_path
     if not path or not path.exists():
         raise InputError(f"nothing to resume: there is no {path}")
-    state = load_checkpoint(path)
+    state = read(path)
     _demand_same(path, state, trainer.card, asdict(trainer.config))
     if state["card"].get("teacher_sha256") != trainer.card.get("teacher_sha256"):
         raise InputError(
             f"{path} was made with another teacher: the weights in {' or '.join(trainer.config.teacher)} have changed since"
         )
-    trainer.step, trainer.history = state["step"], History.from_dict(state["history"])
-    was = TrainConfig(**state["config"])
-    ends = state.get("cycle_ends") or cycle_ends(was, trainer.steps_per_epoch)
-    if any(getattr(was, name) != getattr(trainer.config, name) for name in BUDGET):
-        ends = _other_ends(trainer, ends)
-    trainer.cycle_ends, trainer.total_steps = ends, ends[-1]
-    trainer.model.load_state_dict(state["trained"])
-    if trainer.averaged:
-        trainer.averaged.restore(state.get("averaged") or state["model"], state["average_steps"])
-    trainer.best = state.get("best")
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.running, trainer.seconds_before = state["running"], state["seconds"]
-    restore_random_states(state["random"])
+    try:
+        trainer.step, trainer.history = state["step"], History.from_dict(state["history"])
+        was = TrainConfig(**state["config"])
+        ends = state.get("cycle_ends") or cycle_ends(was, trainer.steps_per_epoch)
+        if any(getattr(was, name) != getattr(trainer.config, name) for name in BUDGET):
+            ends = _other_ends(trainer, ends)
+        trainer.cycle_ends, trainer.total_steps = ends, ends[-1]
+        trainer.model.load_state_dict(state["trained"])
+        if trainer.averaged:
+            trainer.averaged.restore(state.get("averaged") or state["model"], state["average_steps"])
+        trainer.best = state.get("best")
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.running, trainer.seconds_before = state["running"], state["seconds"]
+        restore_random_states(state["random"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise InputError(f"{path} holds the state of another training than its card says: {reason}") from error
 
 
 def _other_ends(trainer: Resumable, was: list[int]) -> list[int]:

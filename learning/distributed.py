@@ -163,6 +163,14 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def from_main(text: str) -> str:
+    """The text that process 0 has, in all."""
+    texts = [text]
+    if size() > 1:
+        dist.broadcast_object_list(texts, device=torch.device("cpu"))
+    return texts[0]
+
+
 def part(count: int) -> slice:
     """Which of `count` things are this process's: contiguous parts, as equal as can be, each thing in one."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())

@@ -127,3 +127,30 @@ class Observer:
 
     def saving(self) -> None:
         """A checkpoint is about to be written."""
+
+
+class Observers(Observer):
+    """Tells each of several observers, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def started(self, trainer: Training) -> None:
+        for observer in self.observers:
+            observer.started(trainer)
+
+    def trained(self, trainer: Training, inputs: Tensor) -> None:
+        for observer in self.observers:
+            observer.trained(trainer, inputs)
+
+    def read(self, step: int, learning_rate: float, loss: float, accuracy: float) -> None:
+        for observer in self.observers:
+            observer.read(step, learning_rate, loss, accuracy)
+
+    def evaluated(self, trainer: Training, logits: Tensor) -> None:
+        for observer in self.observers:
+            observer.evaluated(trainer, logits)
+
+    def saving(self) -> None:
+        for observer in self.observers:
+            observer.saving()

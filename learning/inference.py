@@ -20,8 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import InputError
 from images.data import ImageDataset, normalise
 from images.files import read_image
+from learning import own
+from learning.weights import load_weights
 from model import Layer, Net, ResidualPointwiseConv2d
-from utils import hardware, load_weights, resolve_precision
+from utils import hardware, resolve_precision
 
 BATCH_SIZE = 128
 """Image files that are predicted together, at most."""
@@ -117,20 +119,33 @@ class TrainedNetwork:
     precision: torch.dtype
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> TrainedNetwork:
-        """Read a .safetensors file or a checkpoint. Raises InputError where it is missing, damaged or of another network."""
+    def load(cls, path: Path, device: torch.device, spec: str = "") -> TrainedNetwork:
+        """Read a .safetensors file or a checkpoint; `spec` says where a network of the user's own is now, as FILE.py:CLASS.
+
+        Raises InputError where it is missing, damaged or of another network, or the file with the user's class is missing.
+        """
         tensors, card = load_weights(path)
+        spec = spec or card.get("model") or ""
+        model = own.load(spec, card, path) if spec else _net(path, card, tensors)
         try:
-            model = Net(card["num_channels"], len(card["classes"]), **card["net"])
             model.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise InputError(f"{path} holds the weights of another architecture than its card says: {reason}") from error
+        except RuntimeError as error:
+            raise _another_architecture(path, error) from error
         return cls(model.to(device).to(memory_format=torch.channels_last), card, device, resolve_precision("auto", device))
 
     def logits(self, images: np.ndarray, precision: torch.dtype | None = None) -> Tensor:
         """Raw logits (N, num_classes), float32 on the CPU, of `images` (N, H, W, C) uint8; in the fastest precision where none is
-        given."""
+        given.
+
+        Raises InputError where the images are of another type, size or number of channels than the network was trained on: it
+        would answer, and wrongly.
+        """
+        wanted = (*self.card["image_size"], self.card["num_channels"])
+        if images.ndim != 4 or images.shape[1:] != wanted or images.dtype != np.uint8:
+            raise InputError(
+                f"the network takes images of shape (N, {', '.join(map(str, wanted))}) and type uint8, not {images.shape} "
+                f"{images.dtype}: resize them first"
+            )
         return predict_logits(self.model, images, self.card["mean"], self.card["std"], self.device, precision or self.precision)
 
     def evaluate(self, dataset: ImageDataset) -> tuple[float, float]:
@@ -167,7 +182,8 @@ class TrainedNetwork:
         channels = self.card["num_channels"]
         if channels not in (1, 3):
             raise InputError(f"the weights take images of {channels} channels: image files have 1 or 3")
-        network = for_inference(self.model, self.precision)
+        is_net = isinstance(self.model, Net)  # of others it is not known whether their weights may be in another precision
+        network = for_inference(self.model, self.precision) if is_net else self.model
         for batch in _read_ahead(paths, channels, *self.card["image_size"]):
             readable = [prediction for prediction in batch if not prediction.fault]
             if readable:
@@ -176,6 +192,25 @@ class TrainedNetwork:
                 for prediction, best in zip(readable, self.most_probable(logits, top), strict=True):
                     prediction.top = best
             yield from batch
+
+
+def _net(path: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Net:
+    """The Net that `card` describes, with new weights, once it is known that those in the file fit: no memory is used before."""
+    try:
+        arguments = (card["num_channels"], len(card["classes"]))
+        with torch.device("meta"):
+            Net(*arguments, **card["net"]).load_state_dict({name: tensor.to("meta") for name, tensor in tensors.items()})
+        model = Net(*arguments, **card["net"])
+        with torch.inference_mode():  # strides and the like leave no trace in the weights
+            model.eval()(torch.zeros(1, card["num_channels"], *card["image_size"]))
+        return model.train()
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RuntimeError) as error:
+        raise _another_architecture(path, error) from error
+
+
+def _another_architecture(path: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
+    return InputError(f"{path} holds the weights of another architecture than its card says: {reason}")
 
 
 def _read_ahead(paths: Sequence[Path], num_channels: int, height: int, width: int) -> Iterator[list[Prediction]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from config import TrainConfig
+from config import InputError, TrainConfig
 
 STEP_SIZE = 0.2
 """Root mean square of a step's elements, as a multiple of the learning rate: about what AdamW's steps have (Liu et al. 2025, "Muon
@@ -47,11 +47,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig, precision: torch.dtyp
 
 def freeze_features(model: nn.Module) -> None:
     """Leave all but the last linear or convolution layer of `model` out of training."""
-    last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for parameter in last.parameters():
+    for parameter in model.get_submodule(last_layer(model)).parameters():
         parameter.requires_grad_(True)
+
+
+def last_layer(model: nn.Module) -> str:
+    """The name of the last linear or convolution layer of `model`. Raises InputError where there is none."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if not names:
+        raise InputError("the network has no linear or convolution layer to train anew")
+    return names[-1]
 
 
 class _Eager:

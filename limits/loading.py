@@ -65,17 +65,19 @@ def load_class(spec: str) -> Callable[..., nn.Module] | nn.Module:
     return found
 
 
-def load_network(spec: str, num_channels: int = 3, num_classes: int = 10) -> nn.Module:
+def load_network(spec: str, num_channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """A network of the class that `spec` names (see `load_class`).
 
     Built with num_channels=.., num_classes=.., or the two by position, or num_classes=.., or no arguments, whichever the class
-    takes. Raises InputError where none of them gives a network from (2, num_channels, 32, 32) images to (2, num_classes) logits.
+    takes. Raises InputError where none of them gives a network from (2, num_channels, *image_size) images to (2, num_classes)
+    logits.
     """
     found = load_class(spec)
     location, _, name = spec.rpartition(":")
+    shape = (2, num_channels, *image_size)
     with _no_arguments(location), uncompiled():
         if isinstance(found, nn.Module):
-            model, problem = _fitting(name, lambda: found, num_channels, num_classes)
+            model, problem = _fitting(name, lambda: found, shape, num_classes)
             if model is not None:
                 return model
             raise InputError(problem)
@@ -90,15 +92,16 @@ def load_network(spec: str, num_channels: int = 3, num_classes: int = 10) -> nn.
                 call = inspect.signature(found).bind(*args, **kwargs)
             except (TypeError, ValueError):
                 continue
-            model, problem = _fitting(name, functools.partial(found, *call.args, **call.kwargs), num_channels, num_classes)
+            model, problem = _fitting(name, functools.partial(found, *call.args, **call.kwargs), shape, num_classes)
             if model is not None:
                 return model
     raise InputError(problem)
 
 
-def _fitting(name: str, build: Callable[[], nn.Module], num_channels: int, num_classes: int) -> tuple[nn.Module | None, str]:
+def _fitting(
+    name: str, build: Callable[[], nn.Module], shape: tuple[int, int, int, int], num_classes: int
+) -> tuple[nn.Module | None, str]:
     """The network, or else what is wrong with it."""
-    shape = (2, num_channels, 32, 32)
     try:
         model = build()
     except (Exception, SystemExit) as error:

@@ -23,6 +23,8 @@ class Evaluate:
 
     weights: Path
     """A .safetensors file or a checkpoint."""
+    model: str = ""
+    """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
     dataset: str | None = None
     """Data set, as for sprint (default: the one the weights were trained on). All images of a folder without splits are evaluated,
     unless the weights were trained on that folder."""
@@ -36,7 +38,7 @@ class Evaluate:
     def run(self) -> int:
         from results import predictions
 
-        network = load_network(self.weights, self.device)
+        network = load_network(self.weights, self.device, self.model)
         name = self.dataset or network.card["dataset"]
         return predictions.show_accuracy(network, name, self.data_dir, skip_unreadable=self.skip_unreadable)
 
@@ -52,6 +54,8 @@ class Predict:
     """Image files, and folders, which are searched recursively for images."""
     weights: Path = DEFAULT_WEIGHTS
     """A .safetensors file or a checkpoint."""
+    model: str = ""
+    """As for evaluate."""
     top: int = 5
     """Number of classes to print for each image, the most probable first."""
     json: bool = False
@@ -76,7 +80,7 @@ class Predict:
 
         if self.sheet:
             demand_writable(self.sheet.parent)
-        network = load_network(self.weights, self.device)
+        network = load_network(self.weights, self.device, self.model)
         if self.images:
             return predictions.show_files(network, self.images, self.top, self.json, self.sheet)
         name = self.dataset or network.card["dataset"]
@@ -110,7 +114,7 @@ class Report:
 COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report}
 
 
-def load_network(weights: Path, device: str) -> TrainedNetwork:
+def load_network(weights: Path, device: str, model: str = "") -> TrainedNetwork:
     """The network of a weights file on that device. Raises InputError that says what to do where there is none."""
     from learning.inference import TrainedNetwork
     from utils import resolve_device
@@ -126,4 +130,4 @@ def load_network(weights: Path, device: str) -> TrainedNetwork:
                 else "`./run.sh sprint` trains some in seconds; pass them with --weights"
             )
         )
-    return TrainedNetwork.load(weights, where)
+    return TrainedNetwork.load(weights, where, model)

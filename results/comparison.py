@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from config import InputError
 from learning.history import History
+from learning.weights import load_checkpoint
 from results.canvas import data_uri, new_figure, png
 from results.report import GREY, render
-from utils import load_checkpoint, write_atomically
+from utils import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

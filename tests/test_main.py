@@ -131,7 +131,7 @@ def test_bad_weights(trained, tmp_path):
 
 
 def test_weights_of_another_architecture(trained, tmp_path):
-    from utils import load_weights, save_weights
+    from learning.weights import load_weights, save_weights
 
     tensors, card = load_weights(trained[0] / "model.safetensors")
     save_weights(tmp_path / "wide.safetensors", tensors, card | {"net": {"widths": [32, 64, 96, 160]}})

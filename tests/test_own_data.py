@@ -14,7 +14,7 @@ from PIL import Image
 import main
 from commands.train import train_defaults
 from config import InputError
-from utils import load_checkpoint, load_weights
+from learning.weights import load_checkpoint, load_weights
 
 
 def write_colours(root: Path, count: int, names: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0) -> Path:

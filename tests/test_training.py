@@ -22,9 +22,10 @@ from images import data
 from images.data import Split
 from learning.history import FLAT_EVALUATIONS, History
 from learning.resolution import scaled
+from learning.weights import load_checkpoint, save_checkpoint
 from model import Net
 from training import Trainer
-from utils import load_checkpoint, save_checkpoint, seed_everything
+from utils import seed_everything
 
 SMALL = TrainConfig(epochs=1, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02)
 STEPS = 38  # in an epoch of 4,900 images

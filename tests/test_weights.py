@@ -8,8 +8,9 @@ import torch
 from config import PRESETS
 from conftest import DATA, ROOT, run_main
 from learning.inference import TrainedNetwork
+from learning.weights import load_weights
 from limits.constraints import check
-from utils import count_parameters, load_weights
+from utils import count_parameters
 
 # Other names are what sprints left there.
 SHIPPED = sorted(path for path in (ROOT / "weights").glob("*.safetensors") if path.stem in (*PRESETS, "teacher_cutmix"))

@@ -19,9 +19,10 @@ from lab.experiments.command import Experiment
 from lab.experiments.models import net_features
 from lab.experiments.trainings import take_images
 from learning.inference import TrainedNetwork
+from learning.weights import save_weights
 from model import Net
 from training import Trainer
-from utils import ROOT, count_parameters, network_card, save_weights, seed_everything
+from utils import ROOT, count_parameters, network_card, seed_everything
 
 NET = PRESETS["fast85"].net
 PRETRAINING = replace(PRESETS["fast85"].train, epochs=8, eval_every=0, early_exit_accuracy=None)

@@ -19,8 +19,9 @@ from config import InputError, TrainConfig
 from images.data import ImageDataset, Split, balanced_subset, normalise, stratified_split
 from learning.history import History
 from learning.inference import loss_and_accuracy
+from learning.weights import load_weights, save_weights
 from training import Trainer
-from utils import count_mult_adds, count_parameters, hardware, load_weights, save_weights, seed_everything, versions, write_json
+from utils import count_mult_adds, count_parameters, hardware, seed_everything, versions, write_json
 
 VERSION = 1  # of what is kept of a training: raise it when that changes
 MAX_TRAIN_EVALUATED = 5000  # training images on which the accuracy after training is taken

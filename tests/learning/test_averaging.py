@@ -15,8 +15,9 @@ from conftest import random_split
 from images.data import ImageDataset, Split
 from learning.averaging import WeightAverage
 from learning.history import Evaluation, History
+from learning.weights import load_checkpoint
 from training import Trainer
-from utils import load_checkpoint, seed_everything
+from utils import seed_everything
 
 SMALL = TrainConfig(epochs=1, batch_size=16, val_images=20, whiten_images=0, max_lr=0.02, device="cpu", precision="fp32")
 

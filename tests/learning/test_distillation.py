@@ -14,9 +14,10 @@ from images import data
 from images.sources import Split
 from learning.distillation import Teacher, distillation_loss
 from learning.inference import TrainedNetwork
+from learning.weights import load_weights, save_weights
 from model import Net
 from training import Trainer
-from utils import load_weights, save_weights, seed_everything
+from utils import seed_everything
 
 SMALL = TrainConfig(epochs=2, batch_size=128, val_images=100, whiten_images=200, workers=0, max_lr=0.02, precision="fp32")
 

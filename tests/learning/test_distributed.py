@@ -19,8 +19,8 @@ from config import InputError
 from conftest import ROOT, assert_refused, random_split, run_main
 from images import data
 from learning import distributed
+from learning.weights import load_checkpoint
 from test_training import SMALL, make_trainer, outcome, wait_for
-from utils import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 # The learning rate is small because training amplifies differences in rounding, on some processors a hundredfold in 60 steps.

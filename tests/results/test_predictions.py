@@ -18,10 +18,10 @@ from conftest import RNG, ROOT, assert_refused, run_main
 from images import data, drawings
 from images.files import printable, read_image
 from learning.inference import TrainedNetwork, predict_logits
+from learning.weights import save_weights
 from model import Net
 from results import commands
 from results.predictions import find_images
-from utils import save_weights
 
 CPU = torch.device("cpu")
 

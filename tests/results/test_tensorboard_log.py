@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from config import TrainConfig
 from conftest import ROOT, assert_refused, run_main
 from images import data
+from learning.weights import load_checkpoint
 from model import Net
 from results.tensorboard_log import TensorBoardLog
 from training import Trainer
-from utils import load_checkpoint, seed_everything
+from utils import seed_everything
 
 CURVES = ["loss/training", "loss/validation", "accuracy/training", "accuracy/validation", "learning_rate"]
 BATCHES = ["batch/loss", "batch/accuracy", "batch/learning_rate"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import ROOT
 from lab.experiments import pretrained, transfer
-from utils import load_weights
+from learning.weights import load_weights
 
 
 def test_splits_of_a_seed_share_no_image():

@@ -1,0 +1,127 @@
+"""Training on arrays."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from config import InputError, get_preset
+from convsprint.network import Network
+from images.data import ImageDataset, Split
+from learning import own
+from learning.fitting import fit_to_data
+from learning.inference import TrainedNetwork
+from learning.log import Log
+from model import Net
+from training import Trainer
+from utils import network_card, random_states, restore_random_states, seed_everything
+
+MIN_SIDE = 28  # pixels
+
+
+def fit(
+    images: np.ndarray,
+    labels: np.ndarray | Sequence[int],
+    *,
+    classes: Sequence[str] | None = None,
+    test: tuple[np.ndarray, np.ndarray | Sequence[int]] | None = None,
+    preset: str = "baseline",
+    model: nn.Module | str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    verbose: bool = False,
+    **settings: Any,
+) -> Network:
+    """Train on arrays as ``./run.sh train`` does, and return the trained network.
+
+    Args:
+        images: (N, H, W) or (N, H, W, C) uint8, 28 pixels or more a side; RGB where C is 3.
+        labels: (N,) integers from 0.
+        classes: their names; numbers where there are none.
+        test: images and labels that are not trained on: the card then has the accuracy on them.
+        preset: network and settings to start from; what few images need otherwise is chosen by their number, and said on stderr.
+        model: your own network instead of the preset's: a module, which is trained in place, or FILE.py:CLASS.
+        out: folder for checkpoint.pt and log.csv; none where it is None.
+        seed: seeds weights, order, augmentation and the validation split: on a CPU, the same seed gives the same network. Python's,
+            NumPy's and torch's own generators are afterwards in the state that they were in before.
+        verbose: print a line for each epoch.
+        settings: fields of TrainConfig, the options of ``train``: ``epochs=5, max_lr=0.01, augment=0.0``.
+
+    Raises InputError, in one line, where the arrays or the settings do not fit.
+    """
+    dataset = _dataset(images, labels, classes, test)
+    known = get_preset(preset)
+    if "epochs" in settings and "steps" not in settings:
+        settings["steps"] = 0
+    base = replace(known.train, early_exit_accuracy=None, cycles=1, workers=0)
+    config = fit_to_data(replace(base, seed=seed, **settings), dataset, tuple(settings))
+    states = random_states()
+    try:
+        seed_everything(seed)
+        about: dict[str, Any] = {"preset": preset}
+        net: dict[str, Any] = {}
+        if isinstance(model, str):
+            about |= own.card(model)
+            model = own.build(model, dataset)
+        elif model is None:
+            net = known.net
+            model = Net(dataset.num_channels, dataset.num_classes, **net)
+        else:
+            name = type(model).__name__
+            own.demand_trainable(model, name, dataset)
+            try:
+                about |= own.card(f"{inspect.getfile(type(model))}:{name}")
+            except (TypeError, OSError) as error:  # a class of an interactive session
+                raise InputError(f"{name} is in no file: its weights could never be loaded again; write it to one") from error
+        folder = Path(out) if out else None
+        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(model, dataset, config, folder, card=card, observer=Log(folder) if verbose or folder else None)
+        trainer.fit()
+        accuracy = trainer.evaluate(dataset.test, torch.float32)[1] if test else None
+        trained = TrainedNetwork(
+            trainer.trained_model, trainer.final_card(accuracy, torch.float32), trainer.device, trainer.precision
+        )
+        return Network(trained)
+    finally:
+        restore_random_states(states)
+
+
+def _dataset(
+    images: np.ndarray,
+    labels: np.ndarray | Sequence[int],
+    classes: Sequence[str] | None,
+    test: tuple[np.ndarray, np.ndarray | Sequence[int]] | None,
+) -> ImageDataset:
+    train = _split("images", images, labels)
+    count = len(classes) if classes is not None else int(train.labels.max()) + 1
+    held = _split("the test images", *test) if test else Split(train.images[:0], train.labels[:0])
+    if held.images.shape[1:] != train.images.shape[1:]:
+        raise InputError(f"the test images have shape {held.images.shape[1:]}, the others {train.images.shape[1:]}")
+    for split in (train, held):
+        if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() < count:
+            raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}")
+    if count < 2 or len(np.unique(train.labels)) < 2:
+        raise InputError("there is one class only: two or more are needed")
+    names = tuple(map(str, classes if classes is not None else range(count)))
+    return ImageDataset("arrays", train, held, names)
+
+
+def _split(what: str, images: np.ndarray, labels: np.ndarray | Sequence[int]) -> Split:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or min(images.shape[1:3], default=0) < MIN_SIDE or not len(images):
+        raise InputError(
+            f"{what} of shape {images.shape} and type {images.dtype}: they must be (N, H, W) or (N, H, W, C), uint8, of {MIN_SIDE} "
+            "pixels or more a side"
+        )
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers")
+    return Split(np.ascontiguousarray(images if images.ndim == 4 else images[..., None]), labels.astype(np.int64))

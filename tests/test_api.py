@@ -1,0 +1,165 @@
+"""`import convsprint` beside scripts and modules of anybody's."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import convsprint
+from conftest import ROOT, run_main
+
+TAKEN = ("config", "data", "images", "learning", "limits", "model", "results", "training", "transform", "utils")
+
+
+@pytest.fixture(scope="module")
+def colours() -> tuple[np.ndarray, np.ndarray]:
+    """60 noisy images of 40x40 pixels; class k is bright in channel k."""
+    rng, labels = np.random.default_rng(0), np.arange(60) % 3
+    images = rng.integers(0, 90, (60, 40, 40, 3), dtype=np.uint8)
+    images[np.arange(60), :, :, labels] += 120
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def network(colours) -> convsprint.Network:
+    images, labels = colours
+    test = images[:12], labels[:12]
+    return convsprint.fit(images[12:], labels[12:], classes=["red", "green", "blue"], test=test, epochs=6, augment=0.0)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder that has nothing but this package, as what `pip install -e .` adds to the path; of the project it has no name."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    (folder / "convsprint").symlink_to(ROOT / "convsprint")
+    return folder
+
+
+def run_script(folder: Path, installed: Path, text: str) -> subprocess.CompletedProcess:
+    (folder / "script.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, "script.py"], cwd=folder, env=environment, text=True, capture_output=True)
+
+
+def test_the_example_of_the_page_beside_modules_of_the_same_names(installed, tmp_path):
+    (example,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 10
+    Image.new("RGB", (300, 200), (10, 220, 10)).save(tmp_path / "photo.jpg")
+    for name in TAKEN:
+        (tmp_path / f"{name}.py").write_text(f"mine = '{name}'\n")
+    text = f"import sys\nbefore = list(sys.path)\n{example}\nassert sys.path == before\n"
+    for name in TAKEN:
+        text += f"assert '{name}' not in sys.modules\nimport {name}\nassert {name}.mine == '{name}'\n"
+    result = run_script(tmp_path, installed, text)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "['red', 'green']\n"
+    # What it saved is what the command line reads.
+    assert "green" in run_main("predict", tmp_path / "photo.jpg", "--weights", tmp_path / "colours.safetensors").stdout
+
+
+def test_a_script_that_has_imported_its_own_first(installed, tmp_path):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").write_text("mine = 1\n")
+    text = f"import utils\nimport convsprint\nconvsprint.load({str(ROOT / 'weights' / 'slim.safetensors')!r})\n"
+    result = run_script(tmp_path, installed, text + "import sys\nassert sys.modules['utils'] is utils and utils.mine\n")
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_the_repository_beside_it(tmp_path):
+    (tmp_path / "site" / "convsprint").mkdir(parents=True)
+    for path in (ROOT / "convsprint").glob("*.py"):
+        (tmp_path / "site" / "convsprint" / path.name).write_bytes(path.read_bytes())
+    result = run_script(tmp_path, tmp_path / "site", "import convsprint\n")
+    assert result.stderr.splitlines()[-1].startswith("ImportError: convsprint needs the files of its repository")
+
+
+def test_images_of_every_kind_are_predicted_as_on_the_command_line(network, colours, tmp_path):
+    assert network.card["test_accuracy"] == network.evaluate(colours[0][:12], colours[1][:12]) > 0.9
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    turned = Image.fromarray(noise)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(noise).save(tmp_path / "plain.png")
+    network.save(tmp_path / "w.safetensors")
+    again = convsprint.load(tmp_path / "w.safetensors", device="cpu")
+    assert again.classes == ["red", "green", "blue"] and again.card["epochs"] == 6
+
+    plain = again.probabilities(tmp_path / "plain.png")
+    for same in (noise, [noise], noise[None], Image.fromarray(noise), str(tmp_path / "plain.png"), [Image.fromarray(noise)]):
+        np.testing.assert_array_equal(again.probabilities(same), plain)
+    with Image.open(tmp_path / "turned.png") as image:
+        np.testing.assert_array_equal(again.probabilities(image), again.probabilities(tmp_path / "turned.png"))
+    assert not np.allclose(again.probabilities(tmp_path / "turned.png"), plain)
+    grey = noise[..., 0]
+    np.testing.assert_array_equal(again.probabilities(grey), again.probabilities(np.repeat(grey[..., None], 3, 2)))
+    clear = np.dstack([noise, np.zeros_like(grey)])  # wholly transparent: white
+    np.testing.assert_array_equal(again.probabilities(clear), again.probabilities(np.full_like(noise, 255)))
+    assert again.predict([]) == []
+    for wrong in (noise / 255, noise.astype(np.float32), noise[None, None], [3], tmp_path / "none.png"):
+        with pytest.raises(convsprint.InputError):
+            again.predict(wrong)
+
+
+def test_seeds_are_as_documented(colours):
+    images, labels = colours
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    runs = [convsprint.fit(images, labels, epochs=1, seed=seed) for seed in (3, 3, 4)]
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    one, same, other = (run.probabilities(images) for run in runs)
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
+
+class Tiny(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_a_module_of_the_users_own(colours, tmp_path, capsys):
+    images, labels = colours
+    trained = convsprint.fit(images, labels, model=Tiny(3), epochs=4, max_lr=0.05, out=tmp_path, verbose=True)
+    assert capsys.readouterr().out.count("epoch ") == 4
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    trained.save(tmp_path / "w.safetensors")
+    again = convsprint.load(tmp_path / "w.safetensors")
+    assert type(again.module).__name__ == "Tiny"
+    np.testing.assert_array_equal(again.probabilities(images), trained.probabilities(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": np.zeros((60, 40, 40, 3))}, "float64"),
+        ({"images": np.zeros((60, 20, 20, 3), np.uint8)}, "28 pixels or more"),
+        ({"labels": np.arange(60) % 3 + 1, "classes": "abc"}, "labels go from 1 to 3: they must be 0 to 2"),
+        ({"labels": [0] * 60}, "one class only"),
+        ({"labels": [0, 1]}, "must be 60 integers"),
+        ({"test": (np.zeros((5, 32, 32, 3), np.uint8), [0] * 5)}, "the test images have shape"),
+        ({"preset": "none"}, "unknown preset"),
+        ({"max_lr": -1}, "max_lr"),
+        ({"model": nn.Flatten()}, "no parameters to train"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(colours, change, words):
+    with pytest.raises(convsprint.InputError, match=words):
+        convsprint.fit(**{"images": colours[0], "labels": colours[1], "epochs": 1, **change})
