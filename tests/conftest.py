@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def shapes_npz(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
             (train_x, train_y), (test_x, test_y) = shapes.render(1, 5000), shapes.render(2, 500)
             np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks that are too small for several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Tags(HTMLParser):

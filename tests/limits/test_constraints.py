@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,15 +14,6 @@ from model import Model, Net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["parameters", "C1 C2 C3 C4 O", "GAP", "depthwise separable", "dilated", "receptive field"]
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """These networks are too small for several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def of(constraints: list[Constraint], name: str) -> Constraint:
