@@ -20,7 +20,7 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every hyper-parameter of a training run. Raises InputError where a field is out of its range."""
+    """Every hyper-parameter of a training run."""
 
     epochs: float = 10.0
     """Budget in passes over the training images; fractions are allowed. OneCycle spans exactly the budget."""
@@ -122,6 +122,8 @@ class TrainConfig:
     """Side in pixels to which the images of a folder: data set are scaled (28 or more); 0 chooses it from the images."""
 
     def __post_init__(self) -> None:
+        """Raises InputError where a field is out of its range."""
+
         def demand(name: str, ok: bool, range_: str) -> None:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
@@ -330,7 +332,7 @@ def get_preset(name: str) -> Preset:
     """The preset of that name. Raises InputError, which lists the names, where there is none."""
     if name not in PRESETS:
         raise InputError(
-            f"unknown preset '{name}': there are " + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items())
+            f"unknown preset '{name}': choose from " + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items())
         )
     return PRESETS[name]
 

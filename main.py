@@ -1,9 +1,10 @@
-"""ConvSprint's command line: `./run.sh COMMAND --help`. Without a command it sprints; `lab` has commands of its own."""
+"""ConvSprint's command line: `./run.sh COMMAND --help`. Without a command it sprints."""
 
 from commands import STARTED  # noqa: F401 (the first import of all: the clock of the whole process starts there)
 
 # isort: split
 import contextlib
+import dataclasses
 import io
 import os
 import signal
@@ -25,14 +26,20 @@ from limits.commands import COMMANDS as LIMITS_COMMANDS
 from results.commands import COMMANDS as RESULTS_COMMANDS
 from utils import limit_spinning
 
-COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS}
+
+@dataclasses.dataclass
+class Lab:
+    """Run an experiment of the course: `./run.sh lab --help` lists them."""
+
+
+COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
 
 
 def parse(arguments: list[str]) -> Any:
     """The command of `arguments`, filled in. Raises InputError, in one line, where they are wrong."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["sprint", *arguments]
-    if arguments[0] == "lab":
+    if arguments[0] == "lab":  # which has commands of its own: COMMANDS has it for the lists alone
         import lab.commands
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)

@@ -111,7 +111,7 @@ class Layer(nn.Module):
             self.depthwise = nn.Identity()
         else:
             raise ValueError(
-                f"unknown kind of layer '{kind}': there are dense, dense_dilated, pointwise, separable, separable_dilated"
+                f"unknown kind of layer '{kind}': choose from dense, dense_dilated, pointwise, separable, separable_dilated"
             )
         kernel_size = 3 if kind.startswith("dense") else 1
         dilation = 2 if kind == "dense_dilated" else 1

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROOT = Path(__file__).resolve().parent
+SPIN_COUNT = "10000"  # the value of GOMP_SPINCOUNT, with which every training is timed
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
@@ -34,7 +35,7 @@ def limit_spinning() -> None:
     With the default, a busy neighbour makes a sprint five times slower than with this limit, which costs nothing on a quiet
     machine (docs/sprint.md). What the user's environment says stays.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def set_threads(threads: int) -> None:
@@ -95,7 +96,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return accelerator or torch.device("cpu")
     if name not in ("cpu", "cuda", "xpu", "mps"):
-        raise InputError(f"unknown device '{name}': there are auto, cpu, cuda, xpu, mps")
+        raise InputError(f"unknown device '{name}': choose from auto, cpu, cuda, xpu, mps")
     if name != "cpu" and (accelerator is None or accelerator.type != name):
         raise InputError(f"this machine has no {name} device that torch can use: try --device auto")
     return torch.device(name)

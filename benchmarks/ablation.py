@@ -1,9 +1,9 @@
-"""What each part of the sprint is worth: the preset with one part taken back, runs in turn, accuracy on held-out training images.
+"""What each part of the sprint is worth: the preset with one part taken back, runs in turn, validation accuracy.
 
     python benchmarks/ablation.py                # prints the table of docs/sprint.md, five seeds, about two minutes
 
-Every variant trains for the preset's first OneCycle (5,120 images) and is evaluated on 5,000 held-out training images; the test
-split is not touched. Each round runs every variant once, so that drifts of the machine's speed fall on all alike.
+Every variant trains for the preset's first OneCycle (5,120 images) and is evaluated on 5,000 validation images; the test split
+is not touched. Each round runs every variant once, so that drifts of the machine's speed fall on all alike.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VARIANTS: dict[str, tuple[type[Net], dict, dict]] = {
 
 
 def run(dataset: data.ImageDataset, variant: str, seed: int) -> tuple[float, float]:
-    """Held-out accuracy and seconds of training (with the evaluation of 5,000 images) of one run."""
+    """Validation accuracy and seconds of training (with the evaluation of 5,000 images) of one run."""
     network, arguments, overrides = VARIANTS[variant]
     seed_everything(seed)
     history = Trainer(network(3, 10, **arguments), dataset, replace(SPRINT, seed=seed, **overrides)).fit()

@@ -75,8 +75,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         )
         rows.append(f"| {' | '.join(cells)} |")
     notes = [
-        f"CIFAR-10 (`cifar100`: CIFAR-100), seed {record['config']['seed']}, the whole pipeline included; the time is that of "
-        "training with its looks at the held-out images."
+        f"CIFAR-10 (`cifar100`: CIFAR-100), seed {record['config']['seed']}, the whole pipeline included; the time is "
+        "training and validation."
     ]
     notes += sorted({f"{machine(record['card'])}." for record in records.values()})
     for name in records:
@@ -148,7 +148,7 @@ def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def plot_learning(records: dict[str, dict[str, Any]], path: Path) -> None:
-    """Held-out accuracy against hours of training, all runs in one, as a PNG."""
+    """Validation accuracy against minutes of training, all runs in one, as a PNG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
@@ -164,11 +164,7 @@ def plot_learning(records: dict[str, dict[str, Any]], path: Path) -> None:
             label=name,
         )
     axes.set(
-        xscale="log",
-        ylim=(0.6, 1),
-        xlabel="minutes of training",
-        ylabel="accuracy on the held-out images",
-        title="CIFAR-10: learning curves",
+        xscale="log", ylim=(0.6, 1), xlabel="minutes of training", ylabel="validation accuracy", title="CIFAR-10: learning curves"
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -2,7 +2,7 @@
 
     python benchmarks/references.py NAME --seed 0 --json FILE
 
-NAME is one of `REFERENCES`, or `ours`: the sprint preset with looks at the held-out images from the first steps on, for the curve
+NAME is one of `REFERENCES`, or `ours`: the sprint preset, validated from the first steps on, for the curve
 of its accuracy (its time is a little longer for that). One run is one process; benchmarks/sprint.py starts them.
 """
 
@@ -153,7 +153,7 @@ class Reference:
     build: Callable[[int, int], nn.Module]
     """From channel and class counts."""
     train: TrainConfig
-    """As a sprint: with looks at the held-out images and the end at TARGET; of `undownsampled` two steps only."""
+    """As a sprint: validated as it trains and stopped at TARGET; of `undownsampled` two steps only."""
     is_one_step: bool = False
     """Whether the second of two steps is timed and scaled to an epoch, instead of a run to TARGET."""
 
@@ -206,7 +206,7 @@ REFERENCES = {
         is_one_step=True,
     ),
     "ours": Reference(
-        "ours, with looks from the first steps on",
+        "ours, validated from the first steps on",
         lambda channels, classes: Net(channels, classes, **OURS.net),
         replace(OURS.train, early_exit_accuracy=TARGET, eval_every=4),
     ),
@@ -216,7 +216,7 @@ REFERENCES = {
 def run(name: str, dataset: data.ImageDataset, seed: int, limit: float) -> dict[str, Any]:
     """One run of a reference in this process, cut after `limit` seconds (0 for none): its entry in the record.
 
-    `curve` holds the points (seconds, held-out accuracy). Where one step is timed, `seconds` is that of an epoch.
+    `curve` holds the points (seconds, validation accuracy). Where one step is timed, `seconds` is that of an epoch.
     """
     reference = REFERENCES[name]
     seed_everything(seed)
@@ -276,7 +276,7 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
         if arguments.name not in REFERENCES:
-            raise InputError(f"unknown reference '{arguments.name}': there are {', '.join(REFERENCES)}")
+            raise InputError(f"unknown reference '{arguments.name}': choose from {', '.join(REFERENCES)}")
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         entry = run(arguments.name, data.load(arguments.dataset, arguments.data_dir), arguments.seed, arguments.limit)

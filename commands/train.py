@@ -37,7 +37,8 @@ class Train:
     model: str = ""
     """A network of your own instead of the preset's: FILE.py:CLASS, as for check."""
     dataset: str = "auto"
-    """As for sprint."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 if it is present or can be
+    downloaded, otherwise shapes."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
     out: Path | None = None
@@ -50,7 +51,7 @@ class Train:
     init: Path | None = None
     """Start from these trained weights, with their network and normalisation; the last layer is new if the classes differ."""
     skip_unreadable: bool = False
-    """As for sprint."""
+    """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
     tensorboard: bool = False
@@ -60,7 +61,8 @@ class Train:
     threads: int = 0
     """Number of threads for torch; 0 uses torch's default (one per core)."""
     conv: Literal["torch", "by-hand"] = "torch"
-    """As for sprint."""
+    """Convolution that computes the network: torch's, or the one written by hand in lab/convolution/, which is slower and equal
+    up to rounding."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The fields of config that the user set: they are not fitted to the data."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
@@ -204,7 +206,7 @@ def take_weights(model: nn.Module, start: TrainedNetwork, dataset: ImageDataset,
 
     if start.card["num_channels"] != dataset.num_channels:
         raise InputError(
-            f"{path} takes images of {start.card['num_channels']} channels, those of {dataset.name} have {dataset.num_channels}"
+            f"{path} takes images of {start.card['num_channels']} channels, but {dataset.name} has {dataset.num_channels}"
         )
     state = start.model.state_dict()
     if start.card["classes"] != list(dataset.classes):

@@ -59,7 +59,7 @@ class Submit:
 class Grade:
     """Time the queued submissions to 55% test accuracy, each in a sandbox, and write their scores to the store.
 
-    A score is the median over the repeats of the wall time around training, in seconds. Nothing of a submission is trusted:
+    A score is the median wall time of training over the repeats, in seconds. Nothing of a submission is trusted:
     docs/grading.md says what is measured how, and what the sandbox keeps from it. Exit status: 0 when the queue is empty, 130
     interrupted; what was being graded is then queued again.
     """
@@ -67,9 +67,9 @@ class Grade:
     store: Path = STORE
     """The store that submit wrote."""
     dataset: str = "auto"
-    """The data set to train on and be tested on: as for sprint; better one that the students have not seen."""
+    """The data set to train on and be tested on: as for sprint; preferably one that the students have not seen."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     timeout: float = 360.0
     """Seconds for training, and as many for what comes before it."""
     repeats: int = 3
@@ -77,13 +77,13 @@ class Grade:
     seed: int = 0
     """Seed of the first run; the others follow it."""
     jobs: int = 1
-    """Submissions graded side by side, each on its share of the cores. They slow each other down where memory is the limit."""
+    """Submissions graded at the same time, each on its share of the cores. They slow each other down where memory is the limit."""
     watch: bool = False
     """Wait for more submissions when the queue is empty."""
     count_init: bool = False
     """Add the time before the clock to the score: imports, Model.__init__ and optimizer_factory."""
     threads: int = 0
-    """Threads torch computes with, unless a submission sets another number; 0 leaves it to torch (one a core)."""
+    """Number of threads for torch, unless a submission sets another; 0 uses torch's default (one per core)."""
     memory: float = 0.0
     """GB that a submission may use; 0 is 8, or three quarters of this machine's where that is less."""
     sandbox: Literal["auto", "bwrap", "unshare", "none"] = "auto"
@@ -95,7 +95,7 @@ class Grade:
         if self.seed < 0 or self.threads < 0 or self.memory < 0:
             raise InputError("--seed, --threads and --memory must be 0 or more")
         if not self.store.is_file():
-            raise InputError(f"there is no store {self.store}: `python main.py submit DIR` makes it")
+            raise InputError(f"there is no store {self.store}: `./run.sh submit DIR` makes it")
         if sys.platform != "linux":
             raise InputError("grading needs Linux, for limits and sealed shared memory; submit and leaderboard work here")
         cores = len(os.sched_getaffinity(0))
@@ -164,7 +164,7 @@ class Grade:
 
 @dataclasses.dataclass
 class Leaderboard:
-    """The best score of every contributor, the fastest first."""
+    """Print the best score of every contributor, the fastest first."""
 
     store: Path = STORE
     """The store that submit and grade wrote."""
@@ -179,7 +179,7 @@ class Leaderboard:
 
     def run(self) -> int:
         if not self.store.is_file():
-            raise InputError(f"there is no store {self.store}: `python main.py submit DIR` makes it")
+            raise InputError(f"there is no store {self.store}: `./run.sh submit DIR` makes it")
         from course import leaderboard
         from course.store import Store
 

@@ -170,7 +170,7 @@ def cifar10(data_dir: Path, transforms: Callable[[Any], Tensor]) -> tuple[Datase
     try:
         return (CIFAR10(data_dir, train=True, transform=transforms), CIFAR10(data_dir, train=False, transform=transforms))
     except RuntimeError as error:
-        raise BadInput(f"no CIFAR-10 in {data_dir}: `python main.py sprint --dataset cifar10` downloads it to data/") from error
+        raise BadInput(f"no CIFAR-10 in {data_dir}: `./run.sh sprint --dataset cifar10` downloads it to data/") from error
 
 
 def load(folder: Path, num_channels: int, num_classes: int, seed: int, reached: Callable[[str], None]) -> tuple[nn.Module, Any]:

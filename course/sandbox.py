@@ -28,6 +28,7 @@ from typing import NamedTuple
 from config import InputError
 from course import seccomp
 from course.workplace import workplace
+from utils import SPIN_COUNT
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = Path(__file__).resolve().parent / "inside.py"
@@ -183,9 +184,9 @@ class Sandbox:
             "USER": "student",
             "CUDA_VISIBLE_DEVICES": "",
             "NO_ALBUMENTATIONS_UPDATE": "1",
-            # As main.py: with OpenMP's default, busy neighbours make a training several times slower. It is read when torch is
-            # loaded, before a submission could set it: the same for all.
-            "GOMP_SPINCOUNT": "10000",
+            # As utils.limit_spinning, for the same reason. It is read when torch is loaded, before a submission could set it: the
+            # same for all.
+            "GOMP_SPINCOUNT": SPIN_COUNT,
             **(environment or {}),
         }
         as_user = {}

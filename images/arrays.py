@@ -1,4 +1,4 @@
-"""Images of the user's own in an .npz file: each fault named in one line, with the line of NumPy that mends it."""
+"""Images of the user's own in an .npz file: each fault named in one line, with the line of NumPy that fixes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_npz(path: Path) -> ImageDataset:
         labels = arrays[f"{part}_y"]
         if labels.dtype.kind not in "iu":
             whole = labels.dtype.kind == "f" and labels.size and (labels % 1 == 0).all()
-            mend = f"; mend it with {part}_y = {part}_y.astype(np.int64)" if whole else ""
+            mend = f"; fix it with {part}_y = {part}_y.astype(np.int64)" if whole else ""
             raise InputError(f"{path}: {part}_y is {labels.dtype} of shape {labels.shape}, not a list of integers{mend}")
     count = len(names) if names else _count_classes(path, arrays["train_y"])
     splits = {part: _check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count) for part in parts}
@@ -101,7 +101,7 @@ def _one_label_each(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
             return labels.argmax(1)
         raise InputError(
             f"{path}: {name} is {labels.dtype} of shape {labels.shape}, a row for each image; if the largest number of a row is "
-            f"that of its class, mend it with {name} = {name}.argmax(1)"
+            f"that of its class, fix it with {name} = {name}.argmax(1)"
         )
     if labels.ndim != 1 or not labels.size:
         raise InputError(f"{path}: {name} is {labels.dtype} of shape {labels.shape}, not a list of integers")
@@ -142,9 +142,9 @@ def _count_classes(path: Path, labels: np.ndarray) -> int:
         f"{path}: train_y has {len(values)} different labels from {lowest} to {highest}, not 0 to {len(values) - 1}"
         f"{', more classes than images' * (highest >= len(labels))}: "
         + (
-            "mend them with classes, train_y = np.unique(train_y, return_inverse=True); test_y = np.searchsorted(classes, test_y)"
+            "fix them with classes, train_y = np.unique(train_y, return_inverse=True); test_y = np.searchsorted(classes, test_y)"
             if gap
-            else f"mend them with train_y, test_y = train_y - {lowest}, test_y - {lowest}"
+            else f"fix them with train_y, test_y = train_y - {lowest}, test_y - {lowest}"
         )
         + ", or add an array `classes` with the names of all"
     )
@@ -183,4 +183,4 @@ def _how_to_scale(name: str, images: np.ndarray) -> str:
     else:
         line = f"{name} * (255.0 / {2 ** next((b for b in (12, 16) if highest < 2**b), int(highest).bit_length()) - 1})"
     rounded = f"np.rint({line})" if line != name or images.dtype.kind == "f" else line
-    return f"; its numbers go from {lowest:g} to {highest:g}: mend it with {name} = {rounded}.astype(np.uint8)"
+    return f"; its numbers go from {lowest:g} to {highest:g}: fix it with {name} = {rounded}.astype(np.uint8)"

@@ -67,8 +67,8 @@ def load(
     if name not in PUBLIC:
         close = difflib.get_close_matches(name, PUBLIC, 1)
         raise InputError(
-            f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: there are "
-            f"{', '.join(PUBLIC)}, folder:PATH and npz:FILE"
+            f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: choose from "
+            f"{', '.join(PUBLIC)}, folder:PATH, npz:FILE"
         )
     return PUBLIC[name](root)
 
@@ -97,7 +97,7 @@ def resolve_auto(name: str, root: Path) -> str:
     if has_cifar10(root):
         return "cifar10"
     print(
-        f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project draws itself",
+        f"note: CIFAR-10 is not in {root} and cannot be downloaded; running on 'shapes', which the project renders itself",
         file=sys.stderr,
     )
     return "shapes"

@@ -242,9 +242,9 @@ def _say_unreadable(path: Path, count: int, unreadable: Sequence[tuple[Path, Inp
             file=sys.stderr,
         )
     elif len(names) == 1:
-        raise InputError(f"{unreadable[0][1]}; mend or delete it, or leave it out with --skip-unreadable")
+        raise InputError(f"{unreadable[0][1]}; repair or delete it, or leave it out with --skip-unreadable")
     else:
         raise InputError(
-            f"{len(names)} of {count} files in {path} are not readable images: {some_of(names)}; mend or delete them, or leave "
+            f"{len(names)} of {count} files in {path} are not readable images: {some_of(names)}; repair or delete them, or leave "
             "them out with --skip-unreadable"
         )

@@ -52,7 +52,7 @@ class Teacher:
             )
         if card["num_channels"] != num_channels:
             raise InputError(
-                f"the teacher {path} takes images of {card['num_channels']} channels, those of the data set have {num_channels}"
+                f"the teacher {path} takes images of {card['num_channels']} channels, but the data set has {num_channels}"
             )
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision

@@ -39,16 +39,16 @@ class Summary:
 
 @dataclasses.dataclass
 class Check:
-    """Print the same tables for anybody's network. The class's code is run.
+    """Print the torchinfo table and the table of constraints of any network. This runs the code of its file.
 
-    Exit status: 0 every constraint is met, 1 any fails, 3 none fails but not all can be known, 2 bad input.
+    Exit status: 0 every constraint is met, 1 any fails, 3 none fails but one is unknown, 2 bad input.
     """
 
     network: tyro.conf.Positional[str]
     """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10)."""
     blocks: str = ""
-    """The blocks' modules if they are neither named C1, C2, C3, C4, O nor found: layer1,layer2,layer3,layer4, or five names with
-    the output block."""
+    """Names of the modules that are the blocks, where they are not called C1, C2, C3, C4, O and not found by themselves:
+    layer1,layer2,layer3,layer4, and optionally a fifth, the output block."""
 
     def run(self) -> int:
         from limits.loading import load_network

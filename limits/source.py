@@ -20,7 +20,7 @@ def module_tree(path: Path) -> ast.Module:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"'{path.name}' is not a notebook of format 4: save it anew with Jupyter") from error
+        raise InputError(f"'{path.name}' is not a notebook of format 4: save it again with Jupyter") from error
     body: list[ast.stmt] = []
     for source in sources:
         lines = ["" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines()]

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def test_accuracy(self) -> float | None:
-        """0 to 1; None where the run has not looked at the test split."""
+        """0 to 1; None where the run has not evaluated the test split."""
         return self.card.get("test_accuracy", self.history.test_accuracy)
 
     def cells(self) -> tuple[str, ...]:

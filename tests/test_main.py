@@ -44,8 +44,8 @@ def trained(shapes_npz, tmp_path_factory):
 def test_help_names_every_command_and_field():
     overview = run_main("--help")
     assert overview.returncode == 0
-    for command in ("sprint", "train", "evaluate", "predict", "report", "summary", "check"):
-        assert command in overview.stdout
+    for command in ("sprint", "train", "evaluate", "predict", "report", "summary", "check", "lab"):
+        assert f"\u2022 {command} " in overview.stdout
         assert run_main(command, "--help").returncode == 0
     text = run_main("train", "--help").stdout
     for field in ("--preset", "--epochs", "--max-lr", "--label-smoothing", "--ema-decay", "--resume"):
@@ -145,7 +145,7 @@ def test_weights_of_another_architecture(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sprit"], ["unknown command 'sprit'", "sprint"]),
+        (["sprit"], ["unknown command 'sprit'", "sprint", "lab"]),
         (["sprint", "--dataset", "cifar11"], ["unknown data set", "cifar10"]),
         (["sprint", "--target", "1.5"], ["--target is 1.5"]),
         (["sprint", "--target", "0"], ["--target is 0"]),

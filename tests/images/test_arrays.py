@@ -1,4 +1,4 @@
-"""Arrays as people have them: what is taken and said, and the line of NumPy in each refusal, which really mends it."""
+"""Arrays as people have them: what is taken and said, and the line of NumPy in each refusal, which really fixes it."""
 
 from __future__ import annotations
 
