@@ -75,8 +75,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         )
         rows.append(f"| {' | '.join(cells)} |")
     notes = [
-        f"CIFAR-10 (`cifar100`: CIFAR-100), seed {record['config']['seed']}, the whole pipeline included; the time is "
-        "training and validation."
+        f"CIFAR-10{' (`cifar100`: CIFAR-100)' if 'cifar100' in records else ''}, seed {record['config']['seed']}, the whole "
+        "pipeline included; the time is that of training and validation."
     ]
     notes += sorted({f"{machine(record['card'])}." for record in records.values()})
     for name in records:

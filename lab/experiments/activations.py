@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lab.experiments.trainings import Outcome, Part
     from training import Trainer
 
-LOOKS = 20  # at the held-out images, in a training
+LOOKS = 20  # at the validation images, in a training
 BATCH_SIZE = 64
-TARGET = 0.9  # held-out accuracy, the way to which is counted in steps
+TARGET = 0.9  # validation accuracy, the way to which is counted in steps
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Activations(Experiment):
 
 
 def measure(trainer: Trainer) -> dict[str, Any]:
-    """Dead units on the held-out images by layer, and norms of the gradients by layer on the training images, after training."""
+    """Dead units on the validation images by layer, and norms of the gradients by layer on the training images, after training."""
     from lab.experiments.models import dead_units
     from lab.experiments.trainings import as_tensors
 
@@ -120,8 +120,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         setup=[
             ("data", f"{images.dataset.name}, {images.dataset.num_classes} classes"),
             ("training images", f"{len(images.dataset.train.labels):,} a seed, the same for every activation"),
-            ("held-out images", f"{len(images.val.labels):,}, from the training split, none of them trained on"),
-            ("test images", f"{len(images.dataset.test.labels):,}, looked at once, at the end"),
+            ("validation images", f"{len(images.val.labels):,}, from the training split, none of them trained on"),
+            ("test images", f"{len(images.dataset.test.labels):,}, evaluated once, at the end"),
             (
                 "model",
                 f"Convolution3: three 3x3 convolutions and a hidden linear layer, the activation after each, no normalisation; "
@@ -142,7 +142,14 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     page.add(
         "The numbers",
         Table(
-            ("activation", "test accuracy", "test loss", f"steps to {TARGET:.0%} held-out", "dead units", "gradient, first / last"),
+            (
+                "activation",
+                "test accuracy",
+                "test loss",
+                f"steps to {TARGET:.0%} validation",
+                "dead units",
+                "gradient, first / last",
+            ),
             [
                 (
                     name,
@@ -155,8 +162,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                 for name in names
             ],
             f"Mean and standard deviation over {seeds} seeds. A unit is dead where the activation's derivative stays below 0.01 in "
-            "size at all places of all held-out images. The last column is before training: the gradient's norm in the first layer "
-            "divided by that in the last.",
+            "size at all places of all validation images. The last column is before training: the gradient's norm in the first "
+            "layer divided by that in the last.",
         ),
     )
     layers = list(before[names[0]][0])
@@ -180,7 +187,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
 
 
 def reached(run: Outcome) -> int | None:
-    """The step at which the held-out accuracy was first above TARGET."""
+    """The step at which the validation accuracy was first above TARGET."""
     return next((e.step for e in run.history.evaluations if e.val_accuracy > TARGET), None)
 
 
@@ -220,7 +227,7 @@ def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str
     if always:
         quickest, slowest = min(always, key=always.get), max(always, key=always.get)
         says.append(
-            f"{TARGET:.0%} of the held-out images were first recognised, where every seed came there, after "
+            f"{TARGET:.0%} of the validation images were first recognised, where every seed came there, after "
             f"{always[quickest]:.0f} steps with {quickest}"
             + (f", after {always[slowest]:.0f} with {slowest} (means of the seeds)." if slowest != quickest else ".")
         )

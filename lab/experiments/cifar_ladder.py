@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from images.sources import ImageDataset
     from lab.experiments.trainings import Outcome, Part
 
-LOOKS = 8  # at the held-out images, in a training
+LOOKS = 8  # at the validation images, in a training
 RUNGS = {
     "one convolution": "one 3x3 convolution, one 2x2 max-pool, one linear layer",
     "three convolutions": "three 3x3 convolutions with a 2x2 max-pool each, two linear layers",
@@ -62,7 +62,7 @@ class CifarLadder(Experiment):
     DEFAULTS = {"dataset": ("cifar10", "shapes"), "epochs": (3.0, 0.5), "seeds": (3, 1)}
 
     def make(self, folder: Path) -> Page:
-        """Each network on all training images but the held-out ones, for the same number of epochs, one training for each seed."""
+        """Each network on all training images but the validation images, for as many epochs, one training for each seed."""
         from lab.experiments.trainings import Part, run_parts, take_images
 
         dataset = self.load(self.dataset)
@@ -100,8 +100,8 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         setup=[
             ("data", f"{dataset.name}, {dataset.num_classes} classes, {dataset.num_channels} channels"),
             ("training images", f"{len(dataset.train.labels):,}"),
-            ("held-out images", f"{len(images.val.labels):,}, from the training split, none of them trained on"),
-            ("test images", f"{len(dataset.test.labels):,}, looked at once, at the end"),
+            ("validation images", f"{len(images.val.labels):,}, from the training split, none of them trained on"),
+            ("test images", f"{len(dataset.test.labels):,}, evaluated once, at the end"),
             *((name, text) for name, text in RUNGS.items()),
             ("budget", f"{config.steps:,} steps of {config.batch_size} images ({epochs:.2g} epochs), the same for every network"),
             ("training", f"AdamW, OneCycle to {config.max_lr:g}, weight decay {config.weight_decay:g}, no augmentation, all alike"),
@@ -128,7 +128,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                 )
                 for name, o in runs.items()
             ],
-            "Mult-adds for one image. Seconds of one training with its looks at the held-out images. Training accuracy on 5,000 "
+            "Mult-adds for one image. Seconds of one training and of validation. Training accuracy on 5,000 "
             "training images at most. Accuracy: mean ± standard deviation over the seeds.",
         ),
     )

@@ -117,15 +117,15 @@ def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outc
         setup=[
             ("data", f"{images.dataset.name}, classes {', '.join(classes)}"),
             ("training images", f"{len(images.dataset.train.labels)}, {len(images.dataset.train.labels) // len(classes)} a class"),
-            ("held-out images", f"{len(images.val.labels)}, from the training split, none of them trained on"),
-            ("test images", f"{len(labels):,}, all of these classes, looked at once, at the end"),
+            ("validation images", f"{len(images.val.labels)}, from the training split, none of them trained on"),
+            ("test images", f"{len(labels):,}, all of these classes, evaluated once, at the end"),
             ("model", f"{first.facts['model']}, {first.parameters:,} parameters, {first.mult_adds:,} mult-adds an image"),
             (
                 "training",
                 f"AdamW, learning rate {config.max_lr:g}, no weight decay, all training images in each batch, until the "
                 f"training loss moves by less than {FLAT_LOSS:g} nats over {FLAT_EVALUATIONS} epochs, {MAX_EPOCHS} at most",
             ),
-            ("seeds", f"{len(parts)}; each has its own initial weights and its own training and held-out images"),
+            ("seeds", f"{len(parts)}; each has its own initial weights and its own training and validation images"),
         ],
         seconds=sum(outcome.history.total_seconds for outcome in outcomes),
         observations=observations(outcomes, images),
@@ -135,7 +135,7 @@ def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outc
         Figure(
             "curves",
             loss_and_accuracy([outcome.history for outcome in outcomes]),
-            f"Cross-entropy and accuracy on training and held-out images, seed {config.seed}"
+            f"Cross-entropy and accuracy on training and validation images, seed {config.seed}"
             + ("; lighter, the other seeds." if len(parts) > 1 else "."),
         ),
     )
@@ -146,9 +146,9 @@ def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outc
                 "seed",
                 "epochs",
                 "training loss",
-                "held-out loss",
+                "validation loss",
                 "training accuracy",
-                "held-out accuracy",
+                "validation accuracy",
                 "test accuracy",
                 "weighted F1",
                 "seconds",
@@ -215,12 +215,12 @@ def observations(outcomes: Sequence[Outcome], images: Images) -> list[str]:
         lowest = [o.history.evaluations[int(np.argmin(loss))].epoch for o, loss in runs_turned]
         rises = [loss[-1] / min(loss) - 1 for _, loss in runs_turned]
         says.append(
-            f"It overfits in {sum(turned)} of {runs} runs: there the held-out loss was lowest after {span(lowest, '.0f')} "
+            f"It overfits in {sum(turned)} of {runs} runs: there the validation loss was lowest after {span(lowest, '.0f')} "
             f"epochs and then rose by {span(rises, '.0%')}, while the training loss went on falling."
         )
     if not all(turned):
         says.append(
-            f"In {runs - sum(turned)} of {runs} runs the held-out loss ended within 1% of its lowest value: "
+            f"In {runs - sum(turned)} of {runs} runs the validation loss ended within 1% of its lowest value: "
             "training longer did not harm there."
         )
     says += [worst_confusion(outcomes, images)]

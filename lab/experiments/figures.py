@@ -36,14 +36,14 @@ def tidy(*axes: Axes) -> None:
 
 
 def loss_and_accuracy(histories: Sequence[History]) -> bytes:
-    """Training and held-out loss and accuracy over epochs; the first run drawn strongly, the others lightly."""
+    """Training and validation loss and accuracy over epochs; the first run drawn strongly, the others lightly."""
     figure = new_figure(9.6, 3.8)
     loss, accuracy = figure.subplots(1, 2)
     for i, history in reversed(list(enumerate(histories))):
         epochs = [e.epoch for e in history.evaluations]
         look = {"alpha": 1.0, "linewidth": 1.8} if i == 0 else {"alpha": 0.25, "linewidth": 1.0}
         for axes, names, factor in ((loss, ("train_loss", "val_loss"), 1), (accuracy, ("train_accuracy", "val_accuracy"), 100)):
-            for name, label, number in zip(names, ("training", "held-out"), (0, 1), strict=True):
+            for name, label, number in zip(names, ("training", "validation"), (0, 1), strict=True):
                 axes.plot(
                     epochs,
                     [factor * getattr(e, name) for e in history.evaluations],
@@ -60,11 +60,11 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
 
 
 def learning_curves(runs: Mapping[str, Sequence[Outcome]], x: Sequence[float], xlabel: str) -> list[Figure]:
-    """Held-out loss and accuracy over training, a curve for each name: of its runs, all evaluated at `x`, the mean, and as a band
+    """Validation loss and accuracy over training, a curve for each name: of its runs, all evaluated at `x`, the mean, and as a band
     the least and the largest value."""
     seeds = len(next(iter(runs.values())))
     figures = []
-    for kind, factor, label in (("loss", 1, "held-out loss (nats)"), ("accuracy", 100, "held-out accuracy (%)")):
+    for kind, factor, label in (("loss", 1, "validation loss (nats)"), ("accuracy", 100, "validation accuracy (%)")):
         figure = new_figure(7.6, 4.4)
         axes = figure.subplots()
         for index, (name, outcomes) in enumerate(runs.items()):

@@ -104,10 +104,10 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                 f"{', '.join(labels[count] for count in counts)} a class; with the same seed the fewer are a part of the more",
             ),
             (
-                "held-out images",
+                "validation images",
                 f"{len(images.val.labels):,}, from the training split, none of them trained on, the same for every number",
             ),
-            ("test images", f"{len(images.dataset.test.labels):,}, looked at once, at the end"),
+            ("test images", f"{len(images.dataset.test.labels):,}, evaluated once, at the end"),
             (
                 "models",
                 f"{FC}, {fc.parameters:,} parameters, {fc.mult_adds:,} mult-adds; {CONV}, {conv.parameters:,} parameters, "

@@ -93,7 +93,7 @@ def like_digits(dataset: ImageDataset) -> ImageDataset:
     """MNIST as coarse as `digits`: without its margin of 4 pixels, averaged to 8x8, enlarged to 32x32.
 
     Features of its fine strokes are of little use for blurred ones: frozen, with 8 images a class and 20 epochs, they gave 73% on
-    held-out images of `digits`, training from scratch 94%.
+    validation images of `digits`, training from scratch 94%.
     """
 
     def coarse(split: Split) -> Split:

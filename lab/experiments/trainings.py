@@ -49,10 +49,10 @@ def class_labels(dataset: ImageDataset, names: Sequence[str]) -> dict[str, int]:
 
 
 def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | None, seed: int) -> Images:
-    """`per_class` training images (None for all) of each named class, held-out images, and all the test images of the classes.
+    """`per_class` training images (None for all) of each named class, validation images, and all the test images of the classes.
 
-    A fourth of the training images, at most 100 a class, are held out, whatever `per_class` is; with the same seed they are the
-    same, and fewer training images are a part of more. The test images are the same for all seeds, in the same order. Raises
+    A fourth of the training images, at most 100 a class, are the validation images, whatever `per_class` is. With the same seed they
+    are the same, and fewer training images are a part of more. The test images are the same for all seeds, in the same order. Raises
     InputError where there are not so many.
     """
     labels = class_labels(dataset, names)
@@ -65,7 +65,7 @@ def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | No
             if not 1 <= per_class <= count:
                 raise InputError(
                     f"{per_class} images of class '{name}' were asked for: {dataset.name} has {count + held} for "
-                    f"training, of which {held} are held out and {count} left"
+                    f"training, of which {held} are for validation and {count} are left"
                 )
     train = balanced_subset(rest, {name: i for i, name in enumerate(labels)}, per_class, seed)
     test = balanced_subset(dataset.test, labels, None, seed=0)

@@ -28,7 +28,7 @@ METHODS = {
     "frozen features": "the source's features as they are, a new linear layer",
     "fine-tuning": "the source's features and a new linear layer, all trained",
 }
-MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each after 20 epochs, on held-out images of both targets
+MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each after 20 epochs, on validation images of both targets
 
 
 @dataclass
@@ -176,10 +176,10 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
                 f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
                 "are a part of the more",
             ),
-            ("held-out images", f"{len(images.val.labels):,}, not trained on"),
+            ("validation images", f"{len(images.val.labels):,}, not trained on"),
             (
                 "test images",
-                f"{len(dataset.test.labels):,}, never trained on, looked at once after each training"
+                f"{len(dataset.test.labels):,}, never trained on, evaluated once after each training"
                 + ("; others for each seed, a fifth of each class" if splits_differ else ""),
             ),
             *METHODS.items(),

@@ -116,7 +116,7 @@ class Run:
     stages: list[Flow]
     """At initialisation and after training."""
     accuracy: float
-    """On held-out images, after training."""
+    """On validation images, after training."""
 
 
 def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, steps: int) -> dict[str, list[Run]]:

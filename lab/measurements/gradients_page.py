@@ -101,7 +101,7 @@ def in_words(runs: dict[str, list[Run]]) -> str:
             row(f"its norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
             row(f"share of the last feature map that gets any, {when}", (f"{_middle(reached(name, stage), 0)}%" for name in runs)),
         ]
-    lines.append(row("held-out accuracy", (f"{_middle(values, 1)}%" for values in accuracy.values())))
+    lines.append(row("validation accuracy", (f"{_middle(values, 1)}%" for values in accuracy.values())))
 
     def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
         """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
@@ -123,13 +123,13 @@ def in_words(runs: dict[str, list[Run]]) -> str:
             else "in so few layers, and with BatchNorm, it vanishes in neither."
         )
         + " "
-        + against(accuracy[net], accuracy[plain], "The held-out accuracy", "without the sums", "%"),
+        + against(accuracy[net], accuracy[plain], "The validation accuracy", "without the sums", "%"),
         "**Average pooling.** "
         + against(reached(net, 0), reached(maximum, 0), f"At initialisation {share}", "with a maximum", "%")
         + " "
         + against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum")
         + " "
-        + against(accuracy[net], accuracy[maximum], "The held-out accuracy", "with a maximum", "%"),
+        + against(accuracy[net], accuracy[maximum], "The validation accuracy", "with a maximum", "%"),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
 

@@ -185,7 +185,7 @@ def _serve(connection: Connection, job: Job, folder: Path) -> None:
 def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
     """A step of the Trainer on one batch, which gives the loss; the first also builds the variant."""
     split = Split(inputs["images"].numpy(), inputs["labels"].numpy())
-    halves = Split(split.images.repeat(2, 0), split.labels.repeat(2, 0))  # the Trainer wants held-out images too
+    halves = Split(split.images.repeat(2, 0), split.labels.repeat(2, 0))  # the Trainer wants validation images too
     dataset = ImageDataset("a batch", halves, split, inputs["classes"])
     config = replace(
         TrainConfig(**inputs["config"]),

@@ -96,8 +96,8 @@ def test_words_claim_no_more_than_the_spread_allows():
     assert "changes by a factor of 0.85 at initialisation" in words
     assert "without the sums by 4.50" in words
     assert "it vanishes in neither" in words
-    assert "The held-out accuracy is larger: 52% against 42% without the sums." in words
-    assert "The held-out accuracy is no different beyond the spread of the seeds: 52% against 54.5% with a maximum." in words
+    assert "The validation accuracy is larger: 52% against 42% without the sums." in words
+    assert "The validation accuracy is no different beyond the spread of the seeds: 52% against 54.5% with a maximum." in words
     assert "gets a gradient is larger: 100% against 11% with a maximum." in words
     runs[plain] = [made_up(1e-4, 1.0, 0.1)] * 2
     assert "gradients do vanish" in in_words(runs)
