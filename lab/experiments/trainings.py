@@ -51,9 +51,9 @@ def class_labels(dataset: ImageDataset, names: Sequence[str]) -> dict[str, int]:
 def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | None, seed: int) -> Images:
     """`per_class` training images (None for all) of each named class, validation images, and all the test images of the classes.
 
-    A fourth of the training images, at most 100 a class, are the validation images, whatever `per_class` is. With the same seed they
-    are the same, and fewer training images are a part of more. The test images are the same for all seeds, in the same order. Raises
-    InputError where there are not so many.
+    A fourth of the training images, at most 100 a class, are the validation images, whatever `per_class` is. With the same seed
+    they are the same, and fewer training images are a part of more. The test images are the same for all seeds, in the same
+    order. Raises InputError where there are not so many.
     """
     labels = class_labels(dataset, names)
     everything = balanced_subset(dataset.train, labels, None, seed)
