@@ -147,11 +147,8 @@ class TrainedNetwork:
             )
         return predict_logits(self.model, images, self.card["mean"], self.card["std"], self.device, precision or self.precision)
 
-    def evaluate(self, dataset: ImageDataset) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy on the test split, in the precision of the card's own accuracy.
-
-        Raises InputError where classes or channels are others.
-        """
+    def demand_fits(self, dataset: ImageDataset) -> None:
+        """Raise InputError where `dataset` has other classes or channels than the network was trained on."""
         if list(dataset.classes) != self.card["classes"]:
             raise InputError(
                 f"the weights know other classes ({', '.join(self.card['classes'])}) than {dataset.name} has "
@@ -161,6 +158,13 @@ class TrainedNetwork:
             raise InputError(
                 f"the weights take {self.card['num_channels']} channels, the images of {dataset.name} have {dataset.num_channels}"
             )
+
+    def evaluate(self, dataset: ImageDataset) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy on the test split, in the precision of the card's own accuracy.
+
+        Raises InputError where classes, channels or the size of the images are others.
+        """
+        self.demand_fits(dataset)
         precision = resolve_precision(self.card.get("precision", "fp32"), self.device)
         return loss_and_accuracy(self.logits(dataset.test.images, precision), dataset.test.labels)
 

@@ -1,10 +1,10 @@
-"""The commands that use what a training leaves: evaluate, predict, report."""
+"""The commands that use what a training leaves: evaluate, predict, report, export."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -111,7 +111,43 @@ class Report:
         return 0
 
 
-COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report}
+@dataclasses.dataclass
+class Export:
+    """Write trained weights as a file for other programs, with preprocessing and class names, and compare it with the original.
+
+    The file takes uint8 images (N, H, W, C) of any size and gives probabilities. Exit status: 0 written, 2 bad input, or an fp32
+    file that differs from the original by more than rounding.
+    """
+
+    weights: tyro.conf.Positional[Path]
+    """A .safetensors file or a checkpoint."""
+    format: Literal["onnx", "int8", "torch"] = "onnx"
+    """onnx: ONNX in fp32. int8: ONNX with 8-bit integers, calibrated on training images. torch: torch.export (.pt2)."""
+    out: Path | None = None
+    """File to write (default: beside the weights, .onnx, .int8.onnx or .pt2)."""
+    model: str = ""
+    """As for evaluate."""
+    dataset: str | None = None
+    """Data set whose test split both are run on (default: the one the weights were trained on)."""
+    data_dir: Path = ROOT / "data"
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
+
+    def run(self) -> int:
+        from images import data
+        from results import export
+        from utils import demand_writable
+
+        network = load_network(self.weights, "cpu", self.model)
+        path = self.out or self.weights.with_suffix(export.ENDINGS[self.format])
+        demand_writable(path.parent)
+        card = network.card
+        dataset = data.load(self.dataset or card["dataset"], self.data_dir, card["image_size"][0], class_order=card["classes"])
+        network.demand_fits(dataset)
+        export.export(network, self.format, path, dataset.train.images[:: max(1, len(dataset.train.images) // 512)][:512])
+        return export.show(export.compare(network, path, self.format, dataset), self.format, path)
+
+
+COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report, "export": Export}
 
 
 def load_network(weights: Path, device: str, model: str = "") -> TrainedNetwork:
