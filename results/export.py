@@ -143,6 +143,7 @@ def _quantise(path: Path, images: np.ndarray) -> Path:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.1},  # single bright pixels count for less
     )
     return quantised
 
