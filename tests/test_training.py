@@ -389,7 +389,10 @@ def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
     subprocess.run([*command, "--epochs", "0.2"], check=True, capture_output=True)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     result = subprocess.run(
-        command, text=True, capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        [*command, "--resume"],
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )
     assert_refused(result, "checkpoint.pt", "File too large", "untouched")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before

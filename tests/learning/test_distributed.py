@@ -203,7 +203,13 @@ def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
     assert two.stdout.count("Trainable params") == two.stdout.count("test accuracy") == 1  # one process speaks
     figures = [re.search(r"test accuracy (\S+)% .*validation accuracy (\S+)%", text).groups() for text in (stdout, two.stdout)]
     assert np.abs(np.diff(np.array(figures, float), axis=0)).max() < 1.5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.json", "model.safetensors", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.pt",
+        "log.csv",
+        "model.json",
+        "model.safetensors",
+        "run.json",
+    ]
     assert "Warning" not in two.stderr
 
 
