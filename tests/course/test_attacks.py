@@ -18,6 +18,8 @@ from images.data import load
 from images.sources import Split
 from made_up import CONFIG, alive, files, submit, write_colours
 
+pytestmark = pytest.mark.slow  # as test_hostile.py
+
 SEED = 740_000 + os.getpid()  # by which the processes are found
 # System calls by their numbers on x86-64: what they would leave behind or go round.
 FORBIDDEN = """

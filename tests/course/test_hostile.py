@@ -10,6 +10,8 @@ from conftest import ROOT, run_main
 from course.store import Store
 from made_up import alive, files, submit, write_colours
 
+pytestmark = pytest.mark.slow  # two dozen submissions, each with some seconds of its own; test_grading.py grades a few
+
 SEED = 710_000 + os.getpid()  # by which the processes are found
 
 # name -> (where, code, words that the reason must contain)
