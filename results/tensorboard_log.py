@@ -156,7 +156,10 @@ class TensorBoardLog(Observer):
     def _hparams(self, trainer: Training) -> None:
         # Not by add_hparams, which opens a folder of its own for them, a further one at each call.
         card = {name: trainer.card[name] for name in ("preset", "dataset", "parameters") if name in trainer.card}
-        config = asdict(trainer.config) | {"teacher": ", ".join(trainer.config.teacher)}  # it takes no tuples
+        config = {
+            name: ", ".join(map(str, value)) if isinstance(value, tuple) else value  # it takes no tuples
+            for name, value in asdict(trainer.config).items()
+        }
         file_writer: Any = self.writer.file_writer  # torch's stubs know its first value alone, None
         for summary in hparams(card | config, {"accuracy/validation": 0, "test/accuracy": 0}):
             file_writer.add_summary(summary)
