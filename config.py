@@ -332,7 +332,7 @@ def get_preset(name: str) -> Preset:
     """The preset of that name. Raises InputError, which lists the names, where there is none."""
     if name not in PRESETS:
         raise InputError(
-            f"unknown preset '{name}': choose from " + ", ".join(f"{name} ({preset.about})" for name, preset in PRESETS.items())
+            f"unknown preset '{name}': choose from {', '.join(PRESETS)}; `./run.sh train --help` says what each is for"
         )
     return PRESETS[name]
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
 from config import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 SPIN_COUNT = "10000"  # the value of GOMP_SPINCOUNT, with which every training is timed
+STATED = tyro.conf.arg(help_behavior_hint="")  # for an option whose help says the default, which None would not
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 

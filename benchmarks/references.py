@@ -260,7 +260,7 @@ class Arguments:
     json: Path
     """Write the run's entry of the record here."""
     dataset: str = "cifar10"
-    """As for sprint."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE."""
     data_dir: Path = ROOT / "data"
     """Where the data sets are."""
     seed: int = 0

@@ -20,7 +20,7 @@ from commands.run_folder import data_place, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError, get_preset
 from learning.weights import save_weights
-from utils import ROOT, demand_writable, network_card, provenance, seed_everything, set_threads, summary, write_json
+from utils import ROOT, STATED, demand_writable, network_card, provenance, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from images.data import ImageDataset
@@ -46,7 +46,7 @@ class Sprint:
     """Seed of the initial weights, the validation split and the order of the images."""
     seeds: int = 1
     """Number of consecutive seeds to run, each in a fresh process."""
-    target: float | None = None
+    target: Annotated[float | None, STATED] = None
     """Test accuracy to exceed, above 0 and below 1 (default: the preset's)."""
     threads: int = 0
     """Number of threads for torch; 0 uses torch's default (one per core)."""

@@ -15,13 +15,15 @@ from commands.run_folder import REPORT, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
 from learning.weights import save_weights
-from utils import ROOT, network_card, resolve_device, seed_everything, set_threads, summary, write_json
+from utils import ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from images.data import ImageDataset
     from learning.inference import TrainedNetwork
+
+PRESETS_HELP = "Network and hyper-parameters to start from: " + "; ".join(f"{name}, {p.about}" for name, p in PRESETS.items()) + "."
 
 
 @dataclasses.dataclass
@@ -32,8 +34,7 @@ class Train:
     do not set (batch size, validation images, epochs, averaging, image size, flips) follow the data; a note says what was chosen.
     """
 
-    preset: str = "baseline"
-    """Network and hyper-parameters to start from."""
+    preset: Annotated[str, tyro.conf.arg(help=PRESETS_HELP)] = "baseline"
     model: str = ""
     """A network of your own instead of the preset's: FILE.py:CLASS, as for check."""
     dataset: str = "auto"
@@ -41,7 +42,7 @@ class Train:
     downloaded, otherwise shapes."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
-    out: Path | None = None
+    out: Annotated[Path | None, STATED] = None
     """Folder of the checkpoint, the weights and the report (default: runs/PRESET-DATASET, with -2, -3, ... where that holds a
     run)."""
     overwrite: bool = False

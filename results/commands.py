@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from config import InputError
-from utils import ROOT
+from utils import ROOT, STATED
 
 if TYPE_CHECKING:
     from learning.inference import TrainedNetwork
@@ -25,7 +25,7 @@ class Evaluate:
     """A .safetensors file or a checkpoint."""
     model: str = ""
     """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """Data set, as for sprint (default: the one the weights were trained on). All images of a folder without splits are evaluated,
     unless the weights were trained on that folder."""
     data_dir: Path = ROOT / "data"
@@ -55,14 +55,14 @@ class Predict:
     weights: Path = DEFAULT_WEIGHTS
     """A .safetensors file or a checkpoint."""
     model: str = ""
-    """As for evaluate."""
+    """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
     top: int = 5
     """Number of classes to print for each image, the most probable first."""
     json: bool = False
     """Print one JSON object instead of the table."""
     sheet: Path | None = None
     """Write a contact sheet to this PNG: the first 100 images, as the network receives them, with their predictions."""
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """Without images: the data set whose test split is evaluated (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
@@ -95,7 +95,7 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders written by train, such as runs/baseline-cifar10."""
-    out: Path | None = None
+    out: Annotated[Path | None, STATED] = None
     """Folder to write the page and the PNG to (default: the run's own folder for one run, runs/comparison for several)."""
 
     def run(self) -> int:
@@ -123,11 +123,11 @@ class Export:
     """A .safetensors file or a checkpoint."""
     format: Literal["onnx", "int8", "torch"] = "onnx"
     """onnx: ONNX in fp32. int8: ONNX with 8-bit integers, calibrated on training images. torch: torch.export (.pt2)."""
-    out: Path | None = None
+    out: Annotated[Path | None, STATED] = None
     """File to write (default: beside the weights, .onnx, .int8.onnx or .pt2)."""
     model: str = ""
-    """As for evaluate."""
-    dataset: str | None = None
+    """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
+    dataset: Annotated[str | None, STATED] = None
     """Data set whose test split both are run on (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""

@@ -28,6 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch  # reads the setting above
 
 import main
+import processes
 from images import shapes
 from images.sources import Split
 
@@ -64,9 +65,9 @@ def run_main(*arguments: object, cwd: Path | None = None, env: dict[str, str] | 
 
     In a process of its own with `env`, and for `grade`, which forks and whose jobs print.
     """
-    command = [str(ROOT / "main.py"), *map(str, arguments)]
     if env is not None or arguments[0] == "grade":
-        return subprocess.run([sys.executable, *command], cwd=cwd, env=env, text=True, capture_output=True)
+        return processes.run(ROOT / "main.py", *arguments, cwd=cwd, env=env)
+    command = [str(ROOT / "main.py"), *map(str, arguments)]
     output, errors = io.StringIO(), io.StringIO()
     before = os.getcwd(), torch.get_num_threads(), sys.argv
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():

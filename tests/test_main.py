@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import main
+import processes
 from config import PRESETS
 from conftest import ALL_THREADS, DATA, ROOT, assert_refused, needs_cifar10, run_main
+from processes import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -259,14 +261,8 @@ def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
     "seconds", [0.3, pytest.param(1.5, marks=pytest.mark.slow)]
 )  # the second seed's process is importing, or training
 def test_interrupted_sprint(shapes_npz, seconds):
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", "50"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout.readline().startswith("seed 0")
+    process = processes.Process(ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", 50)
+    wait_for(lambda: process.output().startswith("seed 0"))
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -1,5 +1,6 @@
 """The Trainer: it learns, stops early, resumes exactly after a real SIGKILL, survives Ctrl-C, NaN and a full disk."""
 
+import functools
 import os
 import platform
 import random
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
+import processes
 from config import InputError, TrainConfig
 from conftest import ALL_THREADS, ROOT, assert_refused, run_main
 from images import data
@@ -24,6 +26,7 @@ from learning.history import FLAT_EVALUATIONS, History
 from learning.resolution import scaled
 from learning.weights import load_checkpoint, save_checkpoint
 from model import Net
+from processes import wait_for
 from training import Trainer
 from utils import seed_everything
 
@@ -237,40 +240,14 @@ def test_batch_larger_than_the_data(dataset):
         make_trainer(dataset, replace(SMALL, batch_size=5000)).fit()
 
 
-def train_command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
-    arguments = [
-        "train",
-        "--dataset",
-        f"npz:{shapes_npz}",
-        "--epochs",
-        0.5,
-        "--batch-size",
-        64,
-        "--val-images",
-        100,
-        "--eval-every",
-        19,
-        "--checkpoint-every",
-        7,
-        "--ema-decay",
-        0.9,
-        "--out",
-        out,
-        *more,
-    ]
-    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+def train_command(shapes_npz: Path, out: Path, *more: object) -> list[object]:
+    settings = "--epochs 0.5 --batch-size 64 --val-images 100 --eval-every 19 --checkpoint-every 7 --ema-decay 0.9"
+    return [ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", *settings.split(), "--out", out, *more]
 
 
 def outcome(out: Path) -> tuple[dict, History]:
     state = load_checkpoint(out / "checkpoint.pt")
     return state, History.from_dict(state["history"])
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -289,19 +266,13 @@ def wait_for(condition, seconds: float = 120) -> None:
 def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
     """Killed for good at random moments after its first checkpoint, and resumed, the run ends as one never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(train_command(shapes_npz, whole, *options), env=env, check=True, capture_output=True)
+    processes.run(*train_command(shapes_npz, whole, *options), env=env, check=True)
     rng = random.Random(7)
     for attempt in range(3):
         resume = ["--resume"] if attempt else []
         checkpoint = killed / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if attempt else 0
-        process = subprocess.Popen(
-            train_command(shapes_npz, killed, *options, *resume),
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = processes.Process(*train_command(shapes_npz, killed, *options, *resume), env=env)
         wait_for(
             lambda: (
                 process.poll() is not None  # noqa: B023 (called at once)
@@ -312,7 +283,7 @@ def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
         process.send_signal(signal.SIGKILL)
         process.wait()
         load_checkpoint(checkpoint)  # whole, whatever was being written
-    subprocess.run(train_command(shapes_npz, killed, *options, "--resume"), env=env, check=True, capture_output=True)
+    processes.run(*train_command(shapes_npz, killed, *options, "--resume"), env=env, check=True)
 
     (one, one_history), (other, other_history) = outcome(whole), outcome(killed)
     assert one_history.evaluations == other_history.evaluations
@@ -322,13 +293,7 @@ def test_resume_after_sigkill_is_exact(shapes_npz, tmp_path, options, env):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(shapes_npz, tmp_path):
-    process = subprocess.Popen(
-        train_command(shapes_npz, tmp_path, "--epochs", 200, "--checkpoint-every", 7),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = processes.Process(*train_command(shapes_npz, tmp_path, "--epochs", 200, "--checkpoint-every", 7))
     wait_for((tmp_path / "checkpoint.pt").exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, errors = process.communicate(timeout=60)
@@ -386,14 +351,10 @@ def test_resume_without_a_checkpoint(dataset, tmp_path):
 def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
     """The kernel refuses to let the file grow, as it does on a full disk or over a quota: a real failed write."""
     command = train_command(shapes_npz, tmp_path, "--augment", 0)
-    subprocess.run([*command, "--epochs", "0.2"], check=True, capture_output=True)
+    processes.run(*command, "--epochs", "0.2", check=True)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    result = subprocess.run(
-        [*command, "--resume"],
-        text=True,
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
-    )
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    result = processes.run(*command, "--resume", before=limit)
     assert_refused(result, "checkpoint.pt", "File too large", "untouched")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -401,7 +362,7 @@ def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
 
 def test_out_folder_that_cannot_be_written(shapes_npz, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    result = subprocess.run(train_command(shapes_npz, tmp_path / "file"), text=True, capture_output=True)
+    result = run_main(*train_command(shapes_npz, tmp_path / "file")[1:])
     assert_refused(result, "cannot write")
 
 

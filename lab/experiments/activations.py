@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lab.experiments.command import Experiment
 from lab.experiments.figures import bars, learning_curves
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import compare, percent, select
+from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,17 +33,17 @@ TARGET = 0.9  # validation accuracy, the way to which is counted in steps
 class Activations(Experiment):
     """Compare activation functions in one network of three convolutions: curves, dead units, norms of gradients."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """Any data set of `train` (default: mnist, with --quick digits)."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[str, ...], STATED] = ()
     """Names of two or more classes (default: all)."""
-    per_class: int | None = None
+    per_class: Annotated[int | None, STATED] = None
     """Training images of each class (default: 200, with --quick 64)."""
     activations: tuple[str, ...] = ("relu", "gelu", "tanh", "sigmoid", "silu", "leaky_relu")
     """Of relu, gelu, tanh, sigmoid, silu, leaky_relu, elu, softplus, hardswish, mish; each is compared with the first."""
-    steps: int | None = None
+    steps: Annotated[int | None, STATED] = None
     """Optimizer steps of each training (default: 300, with --quick 100)."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, STATED] = None
     """Trainings of each activation (default: 5, with --quick 2)."""
     lr: float = 0.003
     """Highest learning rate, the same for all."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lab.experiments.command import Experiment
 from lab.experiments.figures import confusions, learning_curves
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import compare, percent, select
+from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,11 +52,11 @@ def build(name: str, dataset: ImageDataset) -> nn.Module:
 class CifarLadder(Experiment):
     """One convolution against three better networks on CIFAR-10, all with the same budget of images."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """Any data set of `train` (default: cifar10, with --quick shapes)."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, STATED] = None
     """Passes over the training images of each training (default: 3, with --quick 0.5)."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, STATED] = None
     """Trainings of each network (default: 3, with --quick 1)."""
 
     NAME = "cifar-ladder"

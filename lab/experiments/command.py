@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from config import InputError
-from utils import ROOT, demand_writable, set_threads
+from utils import ROOT, STATED, demand_writable, set_threads
 
 if TYPE_CHECKING:
     from images.sources import ImageDataset
@@ -20,7 +20,7 @@ class Experiment:
 
     quick: bool = False
     """A small version on data that need no download, in under a minute."""
-    out: Path | None = None
+    out: Annotated[Path | None, STATED] = None
     """Folder of the page, its figures and the trainings, which a second run uses again (default: runs/lab-NAME)."""
     docs: bool = False
     """Also write the page as Markdown to docs/lab/; of images of a data set only those of digits and shapes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lab.experiments.command import Experiment
 from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import difference, percent
+from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,13 +30,13 @@ MAX_EPOCHS = 2000
 class DigitsFC(Experiment):
     """Train FC_only, a fully connected network, on 16 images a class until its training loss is flat; does it overfit?"""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """mnist, fashion_mnist or digits, or any other data set of `train` (default: mnist, with --quick digits)."""
     classes: tuple[str, ...] = ("0", "4", "6")
     """Names of two or more classes."""
     per_class: int = 16
     """Training images of each class."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, STATED] = None
     """Trainings, each with its own images and initial weights (default: 5, with --quick 2)."""
     lr: float = 0.001
     """Learning rate, constant."""

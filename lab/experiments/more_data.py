@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lab.experiments.command import Experiment
 from lab.experiments.figures import points_with_spread
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import compare, difference, percent, select
+from utils import STATED
 
 if TYPE_CHECKING:
     from lab.experiments.trainings import Outcome, Part
@@ -27,16 +28,16 @@ BATCH_SIZE = 128
 class MoreData(Experiment):
     """Test accuracy of FC_only and Grayscale1Convolution against the number of training images, and the gap between them."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, STATED] = None
     """mnist, fashion_mnist or digits (default: mnist, with --quick digits)."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[str, ...], STATED] = ()
     """Names of two or more classes (default: all)."""
-    per_class: tuple[int, ...] = ()
+    per_class: Annotated[tuple[int, ...], STATED] = ()
     """Training images of each class, one or more numbers, 0 for all there are (default: those of 16 64 256 1024 0 for which there
     are images, with --quick of 16 64 0)."""
-    steps: int | None = None
+    steps: Annotated[int | None, STATED] = None
     """Optimizer steps of each training (default: 1200, with --quick 150)."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, STATED] = None
     """Trainings of each network on each number of images (default: 5, with --quick 2)."""
 
     NAME = "more-data"

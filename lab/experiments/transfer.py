@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lab.experiments.command import Experiment
 from lab.experiments.figures import points_with_spread
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import compare, percent, select
+from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,21 +41,21 @@ class Transfer(Experiment):
     ships in weights/, for others it is trained first.
     """
 
-    target: str | None = None
+    target: Annotated[str | None, STATED] = None
     """Data set to learn: cifar10, folder:PATH or any other (default: cifar10, with --quick digits)."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[str, ...], STATED] = ()
     """Names of two or more of its classes (default: cat dog of cifar10, star heart of shapes, else all)."""
     source: str = "auto"
     """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
     ImageNet classifier of torchvision; downloaded)."""
     pretrain: bool = False
     """Train the source anew first; for cifar8 and mnist the one that ships in weights/."""
-    per_class: tuple[int, ...] = ()
+    per_class: Annotated[tuple[int, ...], STATED] = ()
     """Training images of each class, one or more numbers, 0 for all there are (default: those of 8 32 128 0 for which there are
     images, with --quick of 8 32)."""
-    epochs: tuple[int, ...] = ()
+    epochs: Annotated[tuple[int, ...], STATED] = ()
     """Passes over them, one or more numbers (default: 1 5 20, with --quick 1 5)."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, STATED] = None
     """Trainings of each kind, each with its own images (default: 3, with --quick 2)."""
     image_size: int = 32
     """Height and width to which the images of a folder are brought, in pixels (28 or more)."""

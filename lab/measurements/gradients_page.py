@@ -31,7 +31,7 @@ class Gradients:
     preset: str = "sprint"
     """Network and training, which is of so many steps as its first OneCycle has, or of 400."""
     dataset: str = "auto"
-    """As for sprint."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE."""
     data_dir: Path = ROOT / "data"
     """Where the data sets are, or are downloaded to."""
     seeds: int = 5

@@ -39,7 +39,7 @@ class Runtimes:
     preset: str = "sprint"
     """Whose network."""
     dataset: str = "auto"
-    """As for sprint; the times do not depend on it."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE; the times do not depend on it."""
     data_dir: Path = ROOT / "data"
     """Where the data sets are, or are downloaded to."""
     batch_size: int = 128

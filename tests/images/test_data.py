@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import processes
 from config import InputError, TrainConfig
 from conftest import ROOT, random_split
 from images import data
@@ -255,7 +256,7 @@ def batches(workers):
 
 def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
     path.write_text(BATCHES_SCRIPT + body)
-    return subprocess.run([sys.executable, path], capture_output=True, text=True)
+    return processes.run(path)
 
 
 def test_spawned_workers(tmp_path):

@@ -6,64 +6,55 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 from torch import nn
 
+import processes
 from config import InputError
 from conftest import ROOT, assert_refused, random_split, run_main
 from images import data
 from learning import distributed
 from learning.weights import load_checkpoint
-from test_training import SMALL, make_trainer, outcome, wait_for
+from processes import wait_for
+from test_training import SMALL, make_trainer, outcome
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+TORCHRUN = [torch.distributed.run.__file__, "--standalone", "--nproc_per_node"]
 # The learning rate is small because training amplifies differences in rounding, on some processors a hundredfold in 60 steps.
-TRAIN = [
-    "--batch-size",
-    64,
-    "--val-images",
-    101,
-    "--augment",
-    0,
-    "--precision",
-    "fp32",
-    "--optimizer",
-    "sgd",
-    "--max-lr",
-    0.003,
-    "--steps",
-    60,
-    "--eval-every",
-    6,
-    "--checkpoint-every",
-    4,
-    "--ema-decay",
-    0.9,
-]
+TRAIN = (
+    "--batch-size 64 --val-images 101 --augment 0 --precision fp32 --optimizer sgd --max-lr 0.003 --steps 60 --eval-every 6 "
+    "--checkpoint-every 4 --ema-decay 0.9"
+)
 
 
-def launch(processes: int, file: Path, *arguments: object) -> subprocess.CompletedProcess:
-    """`file` in a group of `processes`, its output as text."""
-    return subprocess.run(
-        [*TORCHRUN, str(processes), str(file), *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+def environment(**changes: object) -> dict[str, str]:
+    """That of the first process of two, by the names that torchrun gives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2, "RANK": 0}
+    return os.environ | {name: str(value) for name, value in (group | changes).items()}
+
+
+def launch(size: int, script: Path, *arguments: object) -> None:
+    """`script` in a group of `size` processes, without torchrun."""
+    first = environment(WORLD_SIZE=size)
+    group = [processes.Process(script, *arguments, env=first | {"RANK": str(rank)}) for rank in range(size)]
+    for process in group:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, output + errors
+
+
+def train(size: int, shapes_npz: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
+    """By torchrun, where it is more than one process."""
+    torchrun = [*TORCHRUN, size] if size > 1 else []
+    return processes.run(
+        *torchrun, ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN.split(), *more
     )
-
-
-def train(processes: int, shapes_npz: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
-    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN, *more]
-    if processes > 1:
-        return launch(processes, ROOT / "main.py", *arguments)
-    return subprocess.run([sys.executable, ROOT / "main.py", *map(str, arguments)], text=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +123,7 @@ def test_batch_norm_is_that_of_the_whole_batch(tmp_path):
     weights = [torch.randn_like(x) for x in inputs]
     torch.save({"state": nn.Sequential(layer).state_dict(), "inputs": inputs, "weights": weights}, tmp_path / "given.pt")
     (tmp_path / "script.py").write_text(BATCH_NORM)
-    result = launch(2, tmp_path / "script.py", tmp_path / "given.pt", tmp_path)
-    assert result.returncode == 0, result.stderr
+    launch(2, tmp_path / "script.py", tmp_path / "given.pt", tmp_path)
 
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for i, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
@@ -184,8 +174,7 @@ def test_each_image_is_seen_by_one_process_once_an_epoch(tmp_path):
         test_y=test_split.labels,
     )
     (tmp_path / "script.py").write_text(SEEN)
-    result = launch(2, tmp_path / "script.py", tmp_path / "data.npz", tmp_path)
-    assert result.returncode == 0, result.stderr
+    launch(2, tmp_path / "script.py", tmp_path / "data.npz", tmp_path)
     (seen, images, state), (other_seen, _, other_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert [len(x) for x in seen] == [len(x) for x in other_seen] == [10] * 2 * 20
     index = {image.numpy().tobytes(): i for i, image in enumerate(images)}
@@ -213,15 +202,10 @@ def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
     assert "Warning" not in two.stderr
 
 
-def begun(shapes_npz: Path, out: Path) -> tuple[subprocess.Popen, dict[int, int]]:
+def begun(shapes_npz: Path, out: Path) -> tuple[processes.Process, dict[int, int]]:
     """torchrun with two processes that have written their first checkpoint, and their ranks and process ids."""
-    arguments = ["train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN]
-    process = subprocess.Popen(
-        [*TORCHRUN, "2", str(ROOT / "main.py"), *map(str, arguments)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+    process = processes.Process(
+        *TORCHRUN, 2, ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN.split()
     )
     wait_for(lambda: process.poll() is not None or (out / "checkpoint.pt").exists(), seconds=300)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -233,8 +217,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 @needs_proc
-@pytest.mark.parametrize(("victim", "processes"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
-def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, whole, tmp_path, victim, processes):
+@pytest.mark.parametrize(("victim", "size_after"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
+def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, whole, tmp_path, victim, size_after):
     process, workers = begun(shapes_npz, tmp_path)
     os.kill(workers[victim], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
@@ -248,7 +232,7 @@ def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, w
     assert 'main.py", line' not in errors  # no traceback of ours
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] >= 4
-    resumed = train(processes, shapes_npz, tmp_path, "--resume")
+    resumed = train(size_after, shapes_npz, tmp_path, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(whole[0], tmp_path)
 
@@ -266,19 +250,6 @@ def test_stopped_group_saves(shapes_npz, tmp_path, signum):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
 
 
-def environment(**changes: object) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free.getsockname()[1],
-            "WORLD_SIZE": 2,
-            "RANK": 0,
-            "CONVSPRINT_JOIN_SECONDS": 2,
-        }
-    return os.environ | {name: str(value) for name, value in (group | changes).items()}
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -294,7 +265,9 @@ def environment(**changes: object) -> dict[str, str]:
     ],
 )
 def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words):
-    result = run_main("train", "--dataset", f"npz:{shapes_npz}", "--out", tmp_path / "out", env=environment(**changes))
+    result = run_main(
+        "train", "--dataset", f"npz:{shapes_npz}", "--out", tmp_path / "out", env=environment(CONVSPRINT_JOIN_SECONDS=2, **changes)
+    )
     assert_refused(result, *words)
     assert not (tmp_path / "out").exists()
 
@@ -333,10 +306,10 @@ def test_losses_read_rarely_are_the_same(shapes_npz):
 
 
 def test_parts_are_disjoint_and_complete(monkeypatch):
-    for processes in (1, 2, 3, 7):
+    for count in (1, 2, 3, 7):
         parts = []
-        for rank in range(processes):
-            monkeypatch.setattr(distributed, "size", lambda: processes)  # noqa: B023 (called at once)
+        for rank in range(count):
+            monkeypatch.setattr(distributed, "size", lambda: count)  # noqa: B023 (called at once)
             monkeypatch.setattr(distributed, "rank", lambda: rank)  # noqa: B023
             parts += list(range(5))[distributed.part(5)]
         assert parts == list(range(5))
@@ -371,11 +344,10 @@ with distributed.group(torch.device("cpu")):
 
 @pytest.mark.slow  # compiles for half a minute
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_compiled_training_is_the_same(shapes_npz, tmp_path, processes):
+@pytest.mark.parametrize("size", [1, 2])
+def test_compiled_training_is_the_same(shapes_npz, tmp_path, size):
     (tmp_path / "script.py").write_text(COMPILED)
-    result = launch(processes, tmp_path / "script.py", shapes_npz)
-    assert result.returncode == 0, result.stderr
+    launch(size, tmp_path / "script.py", shapes_npz)
 
 
 def test_compiling_needs_a_compiler(shapes_npz, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import processes
 from config import TrainConfig
 from conftest import ROOT, assert_refused, run_main
 from images import data
@@ -36,42 +38,19 @@ def points(log: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in log.Scalars(tag)]
 
 
-def command(shapes_npz: Path, out: Path, *more: object) -> list[str]:
+def command(shapes_npz: Path, out: Path, *more: object) -> list[object]:
     """61 steps of 64 images, a look every 20, a checkpoint every 7."""
-    arguments = [
-        "train",
-        "--dataset",
-        f"npz:{shapes_npz}",
-        "--steps",
-        61,
-        "--batch-size",
-        64,
-        "--val-images",
-        100,
-        "--threads",
-        1,
-        "--eval-every",
-        20,
-        "--checkpoint-every",
-        7,
-        "--augment",
-        0.5,
-        "--images-per-draw",
-        32,
-        "--workers",
-        0,
-        "--tensorboard",
-        "--out",
-        out,
-        *more,
-    ]
-    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    settings = (
+        "--steps 61 --batch-size 64 --val-images 100 --threads 1 --eval-every 20 --checkpoint-every 7 "
+        "--augment 0.5 --images-per-draw 32 --workers 0 --tensorboard"
+    )
+    return [ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", *settings.split(), "--out", out, *more]
 
 
 @pytest.fixture(scope="module")
 def whole(shapes_npz, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    subprocess.run(command(shapes_npz, out), check=True, capture_output=True)
+    processes.run(*command(shapes_npz, out), check=True)
     return out
 
 
@@ -111,14 +90,14 @@ def test_log_holds_the_hyper_parameters(whole):
 
 def test_killed_and_resumed_run_continues_the_same_curves(shapes_npz, whole, tmp_path):
     """Killed for good while it trains, after the first checkpoint; what it logged beyond the checkpoint comes only once."""
-    process = subprocess.Popen(command(shapes_npz, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = processes.Process(*command(shapes_npz, tmp_path))
     while not (tmp_path / "checkpoint.pt").exists():
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] < 61
     for _ in range(2):  # the second finds nothing left to do
-        subprocess.run(command(shapes_npz, tmp_path, "--resume"), check=True, capture_output=True)
+        processes.run(*command(shapes_npz, tmp_path, "--resume"), check=True)
         log, expected = read(tmp_path / "tensorboard"), read(whole / "tensorboard")
         for tag in CURVES + BATCHES + TEST:
             assert points(log, tag) == points(expected, tag)
@@ -203,16 +182,12 @@ def test_not_imported_without_the_flag(shapes_npz, tmp_path):
 
 def test_log_folder_that_cannot_be_written_is_said_before_the_training(shapes_npz, tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
-    assert_refused(run_main(*command(shapes_npz, tmp_path)[2:]), "cannot write", "tensorboard")
+    assert_refused(run_main(*command(shapes_npz, tmp_path)[1:]), "cannot write", "tensorboard")
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_log_that_cannot_grow_ends_in_one_line(shapes_npz, tmp_path):
     """The kernel refuses to let a file grow, as on a full disk."""
-    result = subprocess.run(
-        command(shapes_npz, tmp_path, "--checkpoint-every", 1000),
-        text=True,
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
-    )
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
+    result = processes.run(*command(shapes_npz, tmp_path, "--checkpoint-every", 1000), before=limit)
     assert_refused(result, "cannot write the TensorBoard log", "File too large")

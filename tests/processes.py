@@ -1,0 +1,96 @@
+"""Processes of their own that begin with torch and the project imported: children of multiprocessing's fork server.
+
+Importing takes seconds, which each `python main.py` of the tests would spend anew. All else is as there: a process id, signals,
+an exit status, an environment, a folder. What is about the start of a process, or about OpenMP, uses subprocess.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["main", "training", "results.report", "images.own_images"])
+
+
+def become(command: list[str], cwd: str, environment: dict[str, str], outputs: list[str], before: Callable[[], object]) -> None:
+    """What such a process runs: `python COMMAND...`, a session of its own, its output in the files `outputs`."""
+    os.setsid()
+    for number, path in enumerate(outputs, 1):
+        descriptor = os.open(path, os.O_WRONLY)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    multiprocessing.set_start_method(None, force=True)  # what a new process has
+    sys.path[0:0] = [str(Path(command[0]).parent)]
+    sys.argv = command
+    before()
+    runpy.run_path(command[0], run_name="__main__")
+
+
+class Process:
+    """`python SCRIPT ARGUMENTS`, as subprocess.Popen has it; `before` is called in it first (a function that pickle knows)."""
+
+    def __init__(
+        self,
+        script: str | Path,
+        *arguments: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        before: Callable[[], object] = dict,
+    ) -> None:
+        self.command = [str(script), *map(str, arguments)]
+        self.outputs = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115 (removed with this object)
+        names = [file.name for file in self.outputs]
+        environment = dict(os.environ if env is None else env)
+        self.process = SERVER.Process(target=become, args=(self.command, str(cwd or os.getcwd()), environment, names, before))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.command, timeout or 0)
+        return self.process.exitcode
+
+    def output(self) -> str:
+        """What it wrote on stdout so far."""
+        return Path(self.outputs[0].name).read_text()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote on stdout and stderr, once it has ended."""
+        self.wait(timeout)
+        return self.output(), self.outputs[1].read()
+
+
+def run(script: str | Path, *arguments: object, check: bool = False, **options: object) -> subprocess.CompletedProcess:
+    """Such a process from its start to its end."""
+    process = Process(script, *arguments, **options)
+    result = subprocess.CompletedProcess(process.command, process.wait(), *process.communicate())
+    if check:
+        result.check_returncode()
+    return result
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
