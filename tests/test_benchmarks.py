@@ -1,7 +1,6 @@
 """The references are what they claim; the record, its table and its plot say what the runs said."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from torchinfo import summary
 
+import processes
 from benchmarks import accuracy, pipeline, references, run_command, sprint
 from benchmarks.references import REFERENCES, TARGET, run
 from config import InputError, TrainConfig
@@ -195,11 +195,8 @@ def test_runs_are_interleaved_and_an_interrupt_keeps_them(tmp_path):
 
 
 def test_scripts_refuse_bad_input_in_one_line(tmp_path, monkeypatch, capsys):
-    script = [sys.executable, ROOT / "benchmarks" / "sprint.py"]
     assert_refused(
-        subprocess.run([*script, "--data-dir", tmp_path], text=True, capture_output=True, cwd=tmp_path),
-        "no CIFAR-10",
-        str(tmp_path),
+        processes.run(ROOT / "benchmarks" / "sprint.py", "--data-dir", tmp_path, cwd=tmp_path), "no CIFAR-10", str(tmp_path)
     )
     monkeypatch.setattr(sys, "argv", ["references.py", "nothing", "--json", "x"])
     assert references.main() == 2
@@ -212,27 +209,21 @@ def test_every_reference_ends_at_the_target_of_the_sprint():
 
 def test_pipeline_record(tmp_path):
     path = tmp_path / "records" / "pipeline.json"
-    result = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "benchmarks" / "pipeline.py",
-            "--quick",
-            "--dataset",
-            "digits",
-            "--presets",
-            "sprint",
-            "baseline",
-            "--workers",
-            "1",
-            "--images-per-draw",
-            "1",
-            "16",
-            "--json",
-            path,
-        ],
-        text=True,
-        capture_output=True,
-        cwd=tmp_path,
+    result = processes.run(
+        ROOT / "benchmarks" / "pipeline.py",
+        "--quick",
+        "--dataset",
+        "digits",
+        "--presets",
+        "sprint",
+        "baseline",
+        "--workers",
+        "1",
+        "--images-per-draw",
+        "1",
+        "16",
+        "--json",
+        path,
     )
     assert result.returncode == 0, result.stderr
     record = json.loads(path.read_text())
@@ -332,22 +323,17 @@ def test_results_without_records_are_one_line(tmp_path, monkeypatch):
 
 def test_inference_record(tmp_path):
     file = tmp_path / "record.json"
-    result = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "benchmarks" / "inference.py",
-            "--presets",
-            "sprint",
-            "--batch-size",
-            "16",
-            "--rounds",
-            "2",
-            "--no-compile",
-            "--json",
-            file,
-        ],
-        text=True,
-        capture_output=True,
+    result = processes.run(
+        ROOT / "benchmarks" / "inference.py",
+        "--presets",
+        "sprint",
+        "--batch-size",
+        "16",
+        "--rounds",
+        "2",
+        "--no-compile",
+        "--json",
+        file,
     )
     assert result.returncode == 0, result.stderr
     rates = json.loads(file.read_text())["images_per_second"]["sprint"]
@@ -357,7 +343,4 @@ def test_inference_record(tmp_path):
 
 
 def test_inference_of_an_unknown_preset_is_one_line():
-    assert_refused(
-        subprocess.run([sys.executable, ROOT / "benchmarks" / "inference.py", "--presets", "none"], text=True, capture_output=True),
-        "unknown preset 'none'",
-    )
+    assert_refused(processes.run(ROOT / "benchmarks" / "inference.py", "--presets", "none"), "unknown preset 'none'")

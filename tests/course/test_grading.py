@@ -4,12 +4,12 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from config import InputError
 from conftest import DATA, ROOT, assert_refused, needs_cifar10, run_main
 from course import sandbox
@@ -19,6 +19,9 @@ from course.store import Store
 from course.submission import Submission
 from images.data import load
 from made_up import MODEL, alive, files, submit, write_colours
+from processes import wait_for
+
+GRADE = (ROOT / "main.py", "grade", "--store")
 
 SEED = 720_000 + os.getpid()  # by which the processes are found
 
@@ -219,18 +222,11 @@ def test_the_median_counts(npz, tmp_path, monkeypatch):
 def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files()})
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--watch", "--repeats", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    lines = iter(process.stdout.readline, "")
-    assert next(lines) == "#1 Ada (ada): hw\n"
-    assert any(line.startswith("waiting for submissions") for line in lines)
+    process = processes.Process(*GRADE, store, "--dataset", f"npz:{npz}", "--watch", "--repeats", 1)
+    wait_for(lambda: "\nwaiting for submissions" in process.output())
+    assert process.output().startswith("#1 Ada (ada): hw\n")
     submit(tmp_path, store, {"bob": files("forward", "time.sleep(1000)")})
-    assert next(lines) == "#2 Bob (bob): hw\n"
+    wait_for(lambda: process.output().endswith("#2 Bob (bob): hw\n"))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -242,12 +238,8 @@ def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_
 def test_a_new_submission_stops_the_old_one_under_way(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files("forward", "time.sleep(1000)")})
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "grade", "--store", store, "--dataset", f"npz:{npz}", "--repeats", "1"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "#1 Ada (ada): hw\n"
+    process = processes.Process(*GRADE, store, "--dataset", f"npz:{npz}", "--repeats", 1)
+    wait_for(lambda: process.output() == "#1 Ada (ada): hw\n")
     submit(tmp_path / "again", store, {"ada": files()})
     output, _ = process.communicate(timeout=120)
     assert "#1 cancelled" in output
