@@ -21,7 +21,7 @@ MIN_MAPS = 5
 BATCH = 32
 """Images that are explained together: gradients take several times the memory of a prediction."""
 PICTURE = 256
-"""Pixels on the shorter side of an explanation as a picture, about."""
+"""Pixels on the shorter side of a picture, about."""
 INSTALL = "pip install -r requirements-serve.txt"
 
 
@@ -35,7 +35,7 @@ class Explainer:
         card: of the network: mean, std, num_channels and image_size count.
         device: where to compute.
 
-    Raises InputError where the package grad-cam is missing, or the network has no such layer.
+    Raises InputError where the package grad-cam is missing, or the network has no such layer or gives no gradients.
     """
 
     def __init__(self, model: nn.Module, card: dict[str, Any], device: torch.device) -> None:
@@ -54,12 +54,14 @@ class Explainer:
                 f"the network has no convolution layer with maps of {MIN_MAPS}x{MIN_MAPS} pixels or more, which Grad-CAM needs"
             )
         self.layer = layer
+        # What fails, fails here and not after the first predictions.
+        self.heat(np.zeros((1, *card["image_size"], card["num_channels"]), np.uint8), [0])
 
     def heat(self, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """How much each pixel spoke for the class: (N, H, W) float32, 0 to 1 within an image, all 0 where nothing did.
 
         `images` are (N, H, W, C) uint8 of the network's size, `classes` the index of one class for each. Raises InputError where
-        the network gives no gradients.
+        the network fails.
         """
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -69,7 +71,7 @@ class Explainer:
         try:
             with torch.enable_grad():
                 for first in range(0, len(images), BATCH):
-                    pixels = torch.from_numpy(images[first : first + BATCH]).to(self.device)
+                    pixels = torch.tensor(images[first : first + BATCH], device=self.device)
                     inputs = normalise(pixels, self.card["mean"], self.card["std"]).requires_grad_()
                     targets = [ClassifierOutputTarget(int(index)) for index in classes[first : first + BATCH]]
                     heat.append(grad_cam(inputs.clone(), targets))  # a clone: networks may change their input in place
@@ -78,6 +80,10 @@ class Explainer:
         finally:
             grad_cam.activations_and_grads.release()
         return np.nan_to_num(np.concatenate(heat))
+
+    def pictures(self, images: np.ndarray, classes: Sequence[int] | np.ndarray, side: int = PICTURE) -> list[np.ndarray]:
+        """`overlays` of the images with their heat."""
+        return overlays(images, self.heat(images, classes), side)
 
 
 def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
@@ -116,25 +122,25 @@ def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
     return (whole or once or [None])[-1]
 
 
-def overlays(images: np.ndarray, heat: np.ndarray) -> list[np.ndarray]:
+def overlays(images: np.ndarray, heat: np.ndarray, side: int = PICTURE) -> list[np.ndarray]:
     """Enlarged images with their explanation laid over them, (H, W, 3) uint8 each: yellow spoke most for the class, violet least.
 
-    `images` are (N, H, W, C) uint8, `heat` (N, H, W) as `Explainer.heat` gives it.
+    `images` are (N, H, W, C) uint8, `heat` (N, H, W) as `Explainer.heat` gives it; `side` as for `enlarged`.
     """
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
     pictures = []
-    for image, places in zip(enlarged(images), heat, strict=True):
+    for image, places in zip(enlarged(images, side), heat, strict=True):
         smooth = cv2.resize(places, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
         colours = show_cam_on_image(np.float32(image) / 255, smooth, True, cv2.COLORMAP_VIRIDIS, image_weight=0.5)
         pictures.append(colours)
     return pictures
 
 
-def enlarged(images: np.ndarray) -> list[np.ndarray]:
-    """Images (N, H, W, C) uint8, C 1 or 3, in colour and large enough to be looked at, with their pixels as they are."""
-    scale = max(1, PICTURE // min(images.shape[1:3]))
+def enlarged(images: np.ndarray, side: int = PICTURE) -> list[np.ndarray]:
+    """Images (N, H, W, C) uint8, C 1 or 3, in colour, each pixel as many times as fit into `side` on the shorter side."""
+    scale = max(1, side // min(images.shape[1:3]))
     colour = np.broadcast_to(images, (*images.shape[:3], 3))
     return [image.repeat(scale, 0).repeat(scale, 1) for image in colour]
 
