@@ -66,6 +66,7 @@ function first(files, source) {
   else say(`There is no image in what you ${source}.`, true);
 }
 
+get("photograph").hidden = !navigator.maxTouchPoints; // phones and tablets: elsewhere it would be a second file dialog
 for (const id of ["file", "camera"]) {
   get(id).addEventListener("change", ({ target }) => {
     if (target.files.length) first(target.files, "chose");

@@ -283,7 +283,8 @@ def make_app(network: TrainedNetwork, weights: Path) -> FastAPI:
     service = Service(network, explainer)
     page = render(
         HERE / "serve.html.jinja",
-        title=f"Classify images with {weights.stem}",
+        title="Classify an image",
+        weights=weights.stem,
         card=network.card,
         unexplained=unexplained,
         formats="PNG, JPEG, BMP, GIF, TIFF and WebP",
