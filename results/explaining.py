@@ -119,7 +119,7 @@ def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
             hook.remove()
     once = [name for name in found if runs[name] == 1]
     whole = [name for name in once if "." not in name or not isinstance(model.get_submodule(name), _ConvNd)]
-    return (whole or once or [None])[-1]
+    return (whole or once)[-1] if once else None
 
 
 def overlays(images: np.ndarray, heat: np.ndarray, side: int = PICTURE) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ import httpx2
 from starlette.testclient import TestClient
 
 from learning.inference import TrainedNetwork
-from results import serving
+from results import service, serving
 
 WEIGHTS = ROOT / "weights" / "fast85.safetensors"
 HERE = "http://127.0.0.1:8000"
@@ -144,9 +144,9 @@ def test_what_is_no_image_is_refused_in_one_line(client, content, words):
 
 def test_uploads_are_limited(client, monkeypatch):
     good = ("good.png", encoded(photo()))
-    assert len(upload(client, *[good] * serving.MAX_FILES).json()["predictions"]) == serving.MAX_FILES
-    assert_error(upload(client, *[good] * (serving.MAX_FILES + 1)), 400, "Too many files")
-    monkeypatch.setattr(serving, "MAX_BODY", 2**20)
+    assert len(upload(client, *[good] * service.MAX_FILES).json()["predictions"]) == service.MAX_FILES
+    assert_error(upload(client, *[good] * (service.MAX_FILES + 1)), 400, "Too many files")
+    monkeypatch.setattr(service, "MAX_BODY", 2**20)
     assert_error(upload(client, good, ("big.png", b"x" * 2**20)), 413, "at most 1 MiB")
 
     def without_a_length() -> Iterator[bytes]:
@@ -232,7 +232,7 @@ def test_a_network_that_cannot_be_explained_is_served_all_the_same(network, monk
 
 
 def test_a_network_that_fails_is_an_error_in_one_line_and_the_next_request_is_answered(network, monkeypatch, capsys):
-    real, calls = serving.predict_logits, []
+    real, calls = service.predict_logits, []
 
     def fail_once(*arguments: object) -> object:
         calls.append(1)
@@ -240,7 +240,7 @@ def test_a_network_that_fails_is_an_error_in_one_line_and_the_next_request_is_an
             raise ValueError("out of\nsorts")
         return real(*arguments)
 
-    monkeypatch.setattr(serving, "predict_logits", fail_once)
+    monkeypatch.setattr(service, "predict_logits", fail_once)
     with TestClient(serving.make_app(network, WEIGHTS), base_url=HERE) as client:
         assert_error(upload(client, ("a.png", encoded(photo()))), 500, "ValueError: out of sorts")
         assert upload(client, ("a.png", encoded(photo()))).status_code == 200
@@ -262,16 +262,16 @@ def at_once(network: TrainedNetwork, count: int) -> list[httpx2.Response]:
 
 
 def test_requests_at_once_are_predicted_together_and_each_gets_its_own_answer(network, monkeypatch):
-    batches, real = [], serving.predict_logits
+    batches, real = [], service.predict_logits
 
     def note(model: object, images: np.ndarray, *rest: object) -> object:
         batches.append(len(images))
         return real(model, images, *rest)
 
-    monkeypatch.setattr(serving, "predict_logits", note)
-    monkeypatch.setattr(serving, "QUEUE", 8)
+    monkeypatch.setattr(service, "predict_logits", note)
+    monkeypatch.setattr(service, "QUEUE", 8)
     responses = at_once(network, 60)
-    assert sum(batches) == 60 and max(batches) > 1 and max(batches) <= serving.BATCH
+    assert sum(batches) == 60 and max(batches) > 1 and max(batches) <= service.BATCH
     images = np.stack([np.asarray(photo(i, (32, 32))) for i in range(60)])
     expected = network.most_probable(network.logits(images), top=1)
     for i, response in enumerate(responses):
@@ -283,7 +283,7 @@ def test_requests_at_once_are_predicted_together_and_each_gets_its_own_answer(ne
 
 
 def test_requests_beyond_the_limit_are_told_to_come_again(network, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_REQUESTS", 5)
+    monkeypatch.setattr(service, "MAX_REQUESTS", 5)
     responses = at_once(network, 20)
     refused = [response for response in responses if response.status_code == 503]
     assert 5 <= len(responses) - len(refused) < 20 and len(refused) > 0
@@ -293,7 +293,7 @@ def test_requests_beyond_the_limit_are_told_to_come_again(network, monkeypatch):
 
 
 def test_an_upload_that_does_not_arrive_ends(client, monkeypatch):
-    monkeypatch.setattr(serving, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(service, "READ_SECONDS", 0.2)
 
     async def ask() -> list[dict]:
         sent: list[dict] = []
