@@ -1,4 +1,4 @@
-"""Which parts of an image spoke for a class: Grad-CAM (Selvaraju et al. 2017), by the package grad-cam."""
+"""Which parts of an image are the evidence for a class: Grad-CAM (Selvaraju et al. 2017), by the package grad-cam."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Explainer:
         self.heat(np.zeros((1, *card["image_size"], card["num_channels"]), np.uint8), [0])
 
     def heat(self, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How much each pixel spoke for the class: (N, H, W) float32, 0 to 1 within an image, all 0 where nothing did.
+        """How much evidence for the class each pixel is: (N, H, W) float32, 0 to 1 within an image, all 0 where there is none.
 
         `images` are (N, H, W, C) uint8 of the network's size, `classes` the index of one class for each. Raises InputError where
         the network fails.
@@ -90,8 +90,8 @@ def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
     """The name of the last module of `model` to give maps of MIN_MAPS x MIN_MAPS pixels or more, of `inputs` (N, C, H, W).
 
     Modules before the first convolution do not count, nor those that run more than once (which run would be explained?). A
-    convolution inside a block is passed over where anything else is left: the block's normalisation and activation come after it,
-    and their maps explain more of the answer (docs/own-images.md).
+    convolution inside a block is passed over where anything else is left: what is evidence shows only after the block's normalisation
+    and activation, whose maps were too small here.
     """
     runs: Counter[str] = Counter()
     found: list[str] = []
@@ -123,7 +123,7 @@ def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
 
 
 def overlays(images: np.ndarray, heat: np.ndarray, side: int = PICTURE) -> list[np.ndarray]:
-    """Enlarged images with their explanation laid over them, (H, W, 3) uint8 each: yellow spoke most for the class, violet least.
+    """Enlarged images with their explanation laid over them, (H, W, 3) uint8 each: yellow is most evidence, violet least.
 
     `images` are (N, H, W, C) uint8, `heat` (N, H, W) as `Explainer.heat` gives it; `side` as for `enlarged`.
     """

@@ -45,8 +45,8 @@ def show_files(
 ) -> int:
     """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, else 0.
 
-    Each fault is named on stderr, and what was changed in images is summed up there. With `explain`, a picture of what spoke for
-    the first class is written beside each image. Raises InputError where the network cannot be explained, or there is such a
+    Each fault is named on stderr, and what was changed in images is summed up there. With `explain`, a picture of the evidence
+    for the first class is written beside each image. Raises InputError where the network cannot be explained, or there is such a
     picture already and it is not to be overwritten.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of oddities in files that it can read
@@ -115,7 +115,7 @@ def _demand_new(paths: Sequence[Path]) -> None:
 
 
 def _write_explanation(explainer: Explainer, prediction: Prediction) -> None:
-    """The image as the network receives it, and to the right with what spoke for its most probable class."""
+    """The image as the network receives it, and to the right with the evidence for its most probable class."""
     assert prediction.image is not None  # as there is no fault
     images = prediction.image[None]
     explained = explainer.pictures(images, [explainer.card["classes"].index(prediction.top[0][0])])

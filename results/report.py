@@ -64,7 +64,7 @@ def write_report(
         config: hyper-parameters; "early_exit_accuracy", where set, is drawn as the target.
         constraints: may be empty.
         environment: hardware and versions; may be nested.
-        explainer: of the network, to show beside each mistake what spoke for it.
+        explainer: of the network, to show the evidence for each mistake beside it.
 
     Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
     be written.

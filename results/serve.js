@@ -31,7 +31,7 @@ function show({ file, top, changes, image, grad_cam: heat }) {
   get("seen").src = image;
   if (get("heat") && heat) {
     get("heat").src = heat;
-    get("heat").alt = `The same image: the parts that spoke most for ${top[0].class} are yellow`;
+    get("heat").alt = `The same image: the parts that are most evidence for ${top[0].class} are yellow`;
     get("best").textContent = top[0].class;
   }
   get("result").hidden = false;

@@ -37,7 +37,7 @@ MAX_FILES = 16
 MAX_PIXELS = 8192 * 6144
 """Of an image: what the cameras of phones take."""
 LARGE = 2**23
-"""Pixels of an image from which only one is decoded at a time: it takes up to a gigabyte."""
+"""Pixels of an image from which only one is decoded at a time: it takes up to two gigabytes."""
 MAX_REQUESTS = 512
 """Requests that wait or are worked on; more are told to come again."""
 READERS = 8

@@ -177,6 +177,19 @@ def test_pictures_are_no_images_of_a_training(tmp_path):
     assert len(dataset.train.labels) + len(dataset.test.labels) == 6
 
 
+def test_a_network_of_the_users_own_is_explained(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef Mine(num_channels, num_classes):\n    return nn.Sequential("
+        "nn.Conv2d(num_channels, num_classes, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    mine = nn.Sequential(nn.Conv2d(1, 2, 3))
+    spec = {"model": f"{tmp_path / 'mine.py'}:Mine"}
+    save_weights(tmp_path / "mine.safetensors", mine.state_dict(), card(1, 28) | spec)
+    result = run_main("predict", folder / "cat.png", "--explain", "--weights", tmp_path / "mine.safetensors")
+    assert result.returncode == 0, result.stderr
+    assert pictures(folder) == ["cat.png.grad-cam.png"] and Image.open(folder / "cat.png.grad-cam.png").size == (504, 252)
+
+
 def test_explain_says_what_it_lacks(folder, tmp_path, monkeypatch):
     assert_refused(run_main("predict", "--explain"), "pass some images")
     (tmp_path / "flat.py").write_text(
