@@ -63,8 +63,8 @@ class Predict:
     sheet: Path | None = None
     """Write a contact sheet to this PNG: the first 100 images, as the network receives them, with their predictions."""
     explain: bool = False
-    """Write a picture beside each image that shows the evidence for the first class in it (Grad-CAM): cat.jpg.grad-cam.png beside
-    cat.jpg. Needs requirements-serve.txt."""
+    """Write a picture of the evidence for the first class (Grad-CAM) beside each image: cat.jpg.grad-cam.png beside cat.jpg.
+    Needs requirements-serve.txt."""
     overwrite: bool = False
     """Replace the pictures of an earlier --explain."""
     dataset: str | None = None

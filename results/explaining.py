@@ -90,8 +90,8 @@ def deepest_layer(model: nn.Module, inputs: Tensor) -> str | None:
     """The name of the last module of `model` to give maps of MIN_MAPS x MIN_MAPS pixels or more, of `inputs` (N, C, H, W).
 
     Modules before the first convolution do not count, nor those that run more than once (which run would be explained?). A
-    convolution inside a block is passed over where anything else is left: what is evidence shows only after the block's normalisation
-    and activation, whose maps were too small here.
+    convolution inside a block is passed over where anything else is left: evidence shows only after the block's normalisation and
+    activation, whose maps were too small here.
     """
     runs: Counter[str] = Counter()
     found: list[str] = []
