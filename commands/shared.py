@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,11 +38,17 @@ def network_class(conv: str) -> type[Net]:
 
 def write_report(folder: Path, title: str, trainer: Trainer, precision: torch.dtype | None = None) -> None:
     """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
+    from config import InputError
     from limits.constraints import check
     from results import report
+    from results.explaining import Explainer
     from utils import command_line, hardware, versions
 
-    dataset = trainer.dataset
+    dataset, explainer = trainer.dataset, None
+    try:
+        explainer = Explainer(trainer.trained_model, trainer.card, trainer.device)
+    except InputError as error:
+        print(f"note: the report's mistakes are not explained: {error}", file=sys.stderr)
     page = report.write_report(
         folder,
         title=f"{title} on {dataset.name}",
@@ -53,5 +60,6 @@ def write_report(folder: Path, title: str, trainer: Trainer, precision: torch.dt
         config=dataclasses.asdict(trainer.config),
         constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
         environment={**hardware(), **versions()},
+        explainer=explainer,
     )
     print(f"report in {page}")

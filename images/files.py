@@ -17,13 +17,16 @@ from utils import demand_regular_file
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LITTER_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")  # that systems leave behind
+EXPLANATION = ".grad-cam.png"
+"""Ending of the pictures that `predict --explain` writes beside images."""
 NAMED = 10
 """Files that a message names, at most; of more it gives the number."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is the system's and no one's image or class: it is passed over in silence."""
-    return name.startswith(".") or name.lower() in LITTER_FOLDERS
+    """Whether a file or folder of that name is the system's, or an explanation of ours, and no one's image or class: it is passed
+    over in silence."""
+    return name.startswith(".") or name.lower() in LITTER_FOLDERS or name.endswith(EXPLANATION)
 
 
 def natural(name: str) -> tuple[list[int | str], str]:
@@ -153,7 +156,7 @@ def _to_8_bits(pixels: np.ndarray, bits: int) -> tuple[Image.Image, int]:
         raise ValueError(f"its pixels go from {pixels.min()} to {pixels.max()}, an unknown scale: save it with 8 bits a channel")
     needed = int(pixels.max()).bit_length()
     bits = max(bits, next((usual for usual in (8, 12, 16) if needed <= usual), needed))
-    scaled = pixels.astype(np.uint64) * 255 // (2**bits - 1)
+    scaled = pixels.astype(np.uint32 if bits <= 24 else np.uint64) * 255 // (2**bits - 1)  # of a photograph, this is a gigabyte
     return Image.fromarray(scaled.astype(np.uint8)), bits
 
 

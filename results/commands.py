@@ -1,4 +1,4 @@
-"""The commands that use what a training leaves: evaluate, predict, report, export."""
+"""The commands that use what a training leaves: evaluate, predict, report, export, serve."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ class Predict:
     """Print one JSON object instead of the table."""
     sheet: Path | None = None
     """Write a contact sheet to this PNG: the first 100 images, as the network receives them, with their predictions."""
+    explain: bool = False
+    """Write a picture of the evidence for the first class (Grad-CAM) beside each image: cat.jpg.grad-cam.png beside cat.jpg.
+    Needs requirements-serve.txt."""
+    overwrite: bool = False
+    """Replace the pictures of an earlier --explain."""
     dataset: Annotated[str | None, STATED] = None
     """Without images: the data set whose test split is evaluated (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
@@ -74,6 +79,8 @@ class Predict:
             raise InputError(f"--top is {self.top}: it must be 1 or more")
         if self.images and self.dataset:
             raise InputError("--dataset is for evaluating without images: pass either images or --dataset")
+        if self.explain and not self.images:
+            raise InputError("--explain writes pictures beside images: pass some images")
         from images import data
         from results import predictions
         from utils import demand_writable
@@ -82,7 +89,7 @@ class Predict:
             demand_writable(self.sheet.parent)
         network = load_network(self.weights, self.device, self.model)
         if self.images:
-            return predictions.show_files(network, self.images, self.top, self.json, self.sheet)
+            return predictions.show_files(network, self.images, self.top, self.json, self.sheet, self.explain, self.overwrite)
         name = self.dataset or network.card["dataset"]
         if name == "cifar10" and not self.dataset and not data.has_cifar10(self.data_dir):
             return predictions.show_drawings(network, self.data_dir, self.json, self.sheet)
@@ -147,7 +154,36 @@ class Export:
         return export.show(export.compare(network, path, self.format, dataset), self.format, path)
 
 
-COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report, "export": Export}
+@dataclasses.dataclass
+class Serve:
+    """Serve trained weights on this machine: a page to drop, paste or photograph images on, and POST /predict for programs.
+
+    Needs requirements-serve.txt. Only this machine is answered (127.0.0.1). Ctrl-C ends it, with exit status 0.
+    `curl -F file=@cat.jpg http://127.0.0.1:8000/predict` prints JSON: for each file the probability of every class, the best first.
+    `/predict?explain=true` adds pictures by Grad-CAM.
+    """
+
+    weights: Path = DEFAULT_WEIGHTS
+    """A .safetensors file or a checkpoint."""
+    model: str = ""
+    """As for evaluate."""
+    port: int = 8000
+    """Port to listen on; 0 takes any free one, which is printed."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+
+    def run(self) -> int:
+        network = load_network(self.weights, self.device, self.model)
+        from results.explaining import INSTALL
+
+        try:
+            from results import serving
+        except ImportError as error:
+            raise InputError(f"serve needs {error.name}, which is not installed: {INSTALL}") from error
+        return serving.serve(network, self.weights, self.port)
+
+
+COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report, "export": Export, "serve": Serve}
 
 
 def load_network(weights: Path, device: str, model: str = "") -> TrainedNetwork:

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from config import InputError
 from images import data, drawings
-from images.files import IMAGE_ENDINGS, printable, say_left_out, walk_images
+from images.files import EXPLANATION, IMAGE_ENDINGS, printable, say_left_out, some_of, walk_images
 from images.own_images import cut_test_split
-from learning.inference import TrainedNetwork
+from learning.inference import Prediction, TrainedNetwork
+from results.explaining import Explainer, enlarged, png
 from utils import write_atomically
 
 SHEET_IMAGES = 100
@@ -33,13 +34,26 @@ RED, GREY = "#b3261e", "#5f6368"
 Top = list[tuple[str, float]]  # classes and their probabilities, the best first
 
 
-def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json: bool, sheet: Path | None) -> int:
+def show_files(
+    network: TrainedNetwork,
+    named: Sequence[Path],
+    top: int,
+    as_json: bool,
+    sheet: Path | None,
+    explain: bool = False,
+    overwrite: bool = False,
+) -> int:
     """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, else 0.
 
-    Each fault is named on stderr, and what was changed in images is summed up there.
+    Each fault is named on stderr, and what was changed in images is summed up there. With `explain`, a picture of the evidence
+    for the first class is written beside each image. Raises InputError where the network cannot be explained, or there is such a
+    picture already and it is not to be overwritten.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of oddities in files that it can read
+    explainer = Explainer(network.model, network.card, network.device) if explain else None
     paths, faults = find_images(named)
+    if explainer and not overwrite:
+        _demand_new([_explanation_of(path) for path in paths])
     table = Table([printable(path) for path in paths], network.card["classes"])
     predicted: list[dict[str, Any] | None] = []  # None for one that is in a printed row
     on_sheet: list[tuple[np.ndarray, Top, str, bool]] = []
@@ -62,8 +76,11 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
             faults.append(prediction.fault)
             tqdm.write(f"error: {prediction.fault}", file=sys.stderr)
             continue
+        if explainer:
+            _write_explanation(explainer, prediction)
         if as_json:
-            predicted.append({"path": name, "top": _as_json(prediction.top), "changes": prediction.changes})
+            entry = {"path": name, "top": as_json_list(prediction.top), "changes": prediction.changes}
+            predicted.append(entry | ({"explanation": f"{name}{EXPLANATION}"} if explainer else {}))
         else:
             print(table.row(name, prediction.top))
             predicted.append(None)
@@ -80,9 +97,29 @@ def show_files(network: TrainedNetwork, named: Sequence[Path], top: int, as_json
         print(json.dumps({"predictions": predicted, "faults": faults, "seconds": seconds}, indent=1))
     elif len(predicted) > 1:
         print(f"note: {len(predicted):,} images in {seconds:.2f} s, {len(predicted) / seconds:,.0f} a second", file=sys.stderr)
+    if explainer and predicted:
+        pictures = f"{len(predicted):,} picture{'s' * (len(predicted) > 1)} by Grad-CAM"
+        print(f"note: {pictures} written beside the images, with {EXPLANATION} after their names", file=sys.stderr)
     if sheet and on_sheet:
         write_sheet(sheet, on_sheet)
     return 1 if faults else 0
+
+
+def _explanation_of(path: Path) -> Path:
+    return path.with_name(path.name + EXPLANATION)
+
+
+def _demand_new(paths: Sequence[Path]) -> None:
+    if present := [printable(path) for path in paths if os.path.lexists(path)]:
+        raise InputError(f"{some_of(present)} written by an earlier --explain would be replaced: pass --overwrite to allow it")
+
+
+def _write_explanation(explainer: Explainer, prediction: Prediction) -> None:
+    """The image as the network receives it, and to the right with the evidence for its most probable class."""
+    assert prediction.image is not None  # as there is no fault
+    images = prediction.image[None]
+    explained = explainer.pictures(images, [explainer.card["classes"].index(prediction.top[0][0])])
+    write_atomically(_explanation_of(prediction.path), png(np.hstack([*enlarged(images), *explained])))
 
 
 def load_test_images(network: TrainedNetwork, name: str, data_dir: Path, skip_unreadable: bool = False) -> data.ImageDataset:
@@ -161,7 +198,7 @@ def show_drawings(network: TrainedNetwork, data_dir: Path, as_json: bool, sheet:
                     "correct": correct,
                     "card_accuracy": accuracy,
                     "predictions": [
-                        {"true": classes[label], "top": _as_json(top)} for top, label in zip(tops, labels, strict=True)
+                        {"true": classes[label], "top": as_json_list(top)} for top, label in zip(tops, labels, strict=True)
                     ],
                 },
                 indent=1,
@@ -254,5 +291,6 @@ def _sheet_of_known(path: Path, network: TrainedNetwork, images: np.ndarray, lab
     )
 
 
-def _as_json(top: Top) -> list[dict[str, Any]]:
+def as_json_list(top: Top) -> list[dict[str, Any]]:
+    """Classes and their probabilities as `predict --json` prints them."""
     return [{"class": name, "probability": probability} for name, probability in top]

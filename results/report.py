@@ -7,6 +7,7 @@ Each `..._figure` function takes plain data and returns a new matplotlib figure,
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from images.data import Split
     from learning.history import History
     from limits.constraints import Constraint
+    from results.explaining import Explainer
 
 TRAIN_COLOUR, VAL_COLOUR, GREY = "#0072b2", "#d55e00", "#5f6368"  # blue and vermilion: told apart by the colour-blind
 NUM_MISTAKES = 16
@@ -32,6 +34,7 @@ MAX_NAMED_CLASSES = 20  # with more, numbers are not legible in the cells of a c
 MAX_SIDE = 20  # inches of a confusion matrix: enough for the names of 150 classes
 MIN_FONT = 6  # points
 MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
+EXPLANATION_SIDE = 96  # of an explanation there, which is smooth
 
 
 def write_report(
@@ -46,6 +49,7 @@ def write_report(
     config: dict[str, Any],
     constraints: list[Constraint],
     environment: dict[str, Any],
+    explainer: Explainer | None = None,
 ) -> Path:
     """Write the report of a run into `folder`: report.html, curves.png, confusion.png, mistakes.png, and run.png, all in one.
 
@@ -60,6 +64,7 @@ def write_report(
         config: hyper-parameters; "early_exit_accuracy", where set, is drawn as the target.
         constraints: may be empty.
         environment: hardware and versions; may be nested.
+        explainer: of the network, to show the evidence for each mistake beside it.
 
     Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
     be written.
@@ -70,6 +75,8 @@ def write_report(
     accuracy = float((predictions == test.labels).mean())
     target = config.get("early_exit_accuracy")
 
+    mistaken = confident_mistakes(test.labels, probabilities)
+    explanations = explainer.pictures(test.images[mistaken], predictions[mistaken], EXPLANATION_SIDE) if explainer else []
     curves = png(cast("Figure", curves_figure(history, target, accuracy)))
     confusion = png(cast("Figure", confusion_figure(test.labels, predictions, classes)))
     page = render(
@@ -92,12 +99,13 @@ def write_report(
         mistakes=[
             {
                 "image": data_uri(_thumbnail(test.images[i])),
+                "explanation": None if explanation is None else data_uri(_thumbnail(explanation, EXPLANATION_SIDE)),
                 "index": i,
                 "predicted": classes[predictions[i]],
                 "probability": probabilities[i].max(),
                 "true": classes[test.labels[i]],
             }
-            for i in confident_mistakes(test.labels, probabilities)
+            for i, explanation in itertools.zip_longest(mistaken, explanations)
         ],
         constraints=constraints,
         network=_rows({key: value for key, value in card.items() if key != "classes"}),
@@ -293,12 +301,12 @@ def _short(name: str, length: int = 16) -> str:
     return name if len(name) <= length else f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"
 
 
-def _thumbnail(image: np.ndarray) -> bytes:
+def _thumbnail(image: np.ndarray, side: int = MAX_THUMBNAIL) -> bytes:
     """(H, W, C) uint8 as a small PNG file."""
     from PIL import Image
 
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

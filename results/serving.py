@@ -1,0 +1,174 @@
+"""Trained weights behind a page and an interface for programs, both on this machine alone: `./run.sh serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import warnings
+from collections.abc import AsyncIterator, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import python_multipart  # noqa: F401 (fastapi asks for it only at the first upload)
+import pytorch_grad_cam  # noqa: F401 (this too is asked for now)
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from config import InputError
+from learning.inference import TrainedNetwork
+from results.explaining import Explainer
+from results.report import render
+from results.service import MAX_BODY, Service
+
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
+"""What browsers may call this machine. Another name is that of a web page whose name server has turned to 127.0.0.1."""
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+HERE = Path(__file__).parent
+
+Scope = MutableMapping[str, Any]
+
+
+class Guard:
+    """Refuses what another web page has sent, and adds HEADERS to every answer.
+
+    A page from anywhere can make a browser send requests to 127.0.0.1. It cannot hide where it is from: `Origin` names its address,
+    and `Host` the name that it has given to 127.0.0.1 (DNS rebinding).
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        answer = self.app
+        if _name_of(host) not in NAMES:
+            answer = JSONResponse({"error": f"this server is only for {HOST} and localhost"}, 403)
+        elif origin is not None and origin != f"http://{host}":
+            answer = JSONResponse({"error": "requests of other web pages are refused"}, 403)
+        await answer(scope, receive, send_with_headers)
+
+
+def _name_of(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def make_app(network: TrainedNetwork, weights: Path) -> FastAPI:
+    """The server's application. Says on stderr where the network has no explanations; raises InputError where it takes no files."""
+    network.demand_takes_files()
+    try:
+        explainer, unexplained = Explainer(network.model, network.card, network.device), ""
+    except InputError as error:
+        explainer, unexplained = None, str(error)
+        print(f"note: predictions are not explained: {error}", file=sys.stderr)
+    service = Service(network, explainer)
+    page = render(
+        HERE / "serve.html.jinja",
+        title="Classify an image",
+        weights=weights.stem,
+        card=network.card,
+        unexplained=unexplained,
+        formats="PNG, JPEG, BMP, GIF, TIFF and WebP",
+        max_bytes=MAX_BODY,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard)
+
+    @app.get("/")
+    async def index() -> Response:
+        return HTMLResponse(page)
+
+    @app.get("/serve.js")
+    async def script() -> Response:
+        return FileResponse(HERE / "serve.js", media_type="text/javascript")
+
+    @app.post("/predict")
+    async def predict(request: Request, explain: bool = False) -> Response:
+        try:
+            return JSONResponse({"predictions": await service.predict(request, explain)})
+        except InputError as error:
+            return JSONResponse({"error": " ".join(str(error).split())}, 400)
+        except ClientDisconnect:
+            return Response(status_code=400)  # that nobody reads
+        except HTTPException:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"error: a request failed: {reason}", file=sys.stderr, flush=True)
+            return JSONResponse({"error": f"the network failed: {reason}"}, 500)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(_: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_query(_: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"error": "explain is true or false"}, 400)
+
+    return app
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on that port of this machine alone, or on any free one for 0. Raises InputError where it cannot be had."""
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended
+        listener.bind((HOST, port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or "it must be 0 to 65535"
+        raise InputError(f"cannot listen on port {port}: {reason}; pass another --port, or 0 for any free one") from error
+    return listener
+
+
+def serve(network: TrainedNetwork, weights: Path, port: int) -> int:
+    """Answer until Ctrl-C. Raises InputError where the port cannot be had."""
+    warnings.filterwarnings("ignore", module="PIL")  # of oddities in files that it can read
+    with listen(port) as listener:
+        config = uvicorn.Config(
+            make_app(network, weights),
+            lifespan="on",
+            log_config=None,
+            log_level="critical",  # what fails is said by the application, in a line
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        print(f"serving {weights} on http://{HOST}:{listener.getsockname()[1]}/ until Ctrl-C", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    return 0
