@@ -60,8 +60,10 @@ def load(name: str, root: Path) -> ImageDataset:
         train, test = (Split(np.pad(s.images, pad).repeat(3, axis=3), s.labels) for s in (mnist.train, mnist.test))
         return ImageDataset(name, train, test, mnist.classes, flips=False)
     if kind not in KINDS or not seed.isdecimal():
-        raise InputError(f"unknown set '{name}' of the panel: choose from {', '.join(f'{k}-SEED' for k in KINDS)}, hundred, "
-                         "cifar10, mnist, mnist32, shapes")
+        raise InputError(
+            f"unknown set '{name}' of the panel: choose from {', '.join(f'{k}-SEED' for k in KINDS)}, hundred, "
+            "cifar10, mnist, mnist32, shapes"
+        )
     splits = []
     for split in ("train", "test"):
         images, fine, coarse = cifar100(root, split)

@@ -166,7 +166,7 @@ class Serve:
     weights: Path = DEFAULT_WEIGHTS
     """A .safetensors file or a checkpoint."""
     model: str = ""
-    """As for evaluate."""
+    """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
     port: int = 8000
     """Port to listen on; 0 takes any free one, which is printed."""
     device: str = "auto"
