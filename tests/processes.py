@@ -1,7 +1,8 @@
-"""Processes of their own that begin with torch and the project imported: children of multiprocessing's fork server.
+"""Processes of their own that begin with torch and other libraries imported: children of multiprocessing's fork server.
 
-Importing takes seconds, which each `python main.py` of the tests would spend anew. All else is as there: a process id, signals,
-an exit status, an environment, a folder. What is about the start of a process, or about OpenMP, uses subprocess.
+Importing them takes seconds, which each `python main.py` of the tests would spend anew. All else is as there: a process id,
+signals, an exit status, an environment, a folder, and the project's modules not yet imported. What is about the imports, or about
+OpenMP, uses subprocess.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["main", "training", "results.report", "images.own_images"])
+SERVER.set_forkserver_preload(["main", "training", "results.report", "images.own_images", "torchvision.datasets"])
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def is_ours(path: str) -> bool:
+    """Whether it lies in the project, not in the environment of its libraries."""
+    return Path(path).absolute().is_relative_to(ROOT) and "site-packages" not in path
 
 
 def become(command: list[str], cwd: str, environment: dict[str, str], outputs: list[str], before: Callable[[], object]) -> None:
@@ -31,7 +38,9 @@ def become(command: list[str], cwd: str, environment: dict[str, str], outputs: l
     os.environ.update(environment)
     os.chdir(cwd)
     multiprocessing.set_start_method(None, force=True)  # what a new process has
-    sys.path[0:0] = [str(Path(command[0]).parent)]
+    for name in [name for name, module in sys.modules.items() if is_ours(getattr(module, "__file__", None) or "/")]:
+        del sys.modules[name]  # the libraries alone stay
+    sys.path[:] = [str(Path(command[0]).parent), *(path for path in sys.path if not is_ours(path))]
     sys.argv = command
     before()
     runpy.run_path(command[0], run_name="__main__")

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import processes
 from conftest import DATA, ROOT, assert_refused, needs_cifar10, run_main
 from course import harness
 
@@ -18,7 +18,7 @@ CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 30, 20
 
 
 def run_harness(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "course" / "harness.py", *map(str, arguments)], text=True, capture_output=True)
+    return processes.run(ROOT / "course" / "harness.py", *arguments)
 
 
 def numbers(count: int) -> list[tuple[torch.Tensor, int]]:
