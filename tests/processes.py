@@ -40,7 +40,8 @@ def become(command: list[str], cwd: str, environment: dict[str, str], outputs: l
     multiprocessing.set_start_method(None, force=True)  # what a new process has
     for name in [name for name, module in sys.modules.items() if is_ours(getattr(module, "__file__", None) or "/")]:
         del sys.modules[name]  # the libraries alone stay
-    sys.path[:] = [str(Path(command[0]).parent), *(path for path in sys.path if not is_ours(path))]
+    more = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = [str(Path(command[0]).parent), *filter(None, more), *(path for path in sys.path if not is_ours(path))]
     sys.argv = command
     before()
     runpy.run_path(command[0], run_name="__main__")
@@ -58,10 +59,15 @@ class Process:
         before: Callable[[], object] = dict,
     ) -> None:
         self.command = [str(script), *map(str, arguments)]
-        self.outputs = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115 (removed with this object)
-        names = [file.name for file in self.outputs]
+        self.outputs: list[Path] = []
+        for _ in range(2):
+            descriptor, name = tempfile.mkstemp()
+            os.close(descriptor)
+            self.outputs.append(Path(name))
         environment = dict(os.environ if env is None else env)
-        self.process = SERVER.Process(target=become, args=(self.command, str(cwd or os.getcwd()), environment, names, before))
+        self.process = SERVER.Process(
+            target=become, args=(self.command, str(cwd or os.getcwd()), environment, list(map(str, self.outputs)), before)
+        )
         self.process.start()
         self.pid = self.process.pid
 
@@ -81,12 +87,15 @@ class Process:
 
     def output(self) -> str:
         """What it wrote on stdout so far."""
-        return Path(self.outputs[0].name).read_text()
+        return self.outputs[0].read_text()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it wrote on stdout and stderr, once it has ended."""
         self.wait(timeout)
-        return self.output(), self.outputs[1].read()
+        texts = [path.read_text() for path in self.outputs]
+        for path in self.outputs:
+            path.unlink()
+        return texts[0], texts[1]
 
 
 def run(script: str | Path, *arguments: object, check: bool = False, **options: object) -> subprocess.CompletedProcess:

@@ -261,7 +261,7 @@ def test_sprint_reaches_55_percent_on_cifar10(tmp_path):
     "seconds", [0.3, pytest.param(1.5, marks=pytest.mark.slow)]
 )  # the second seed's process is importing, or training
 def test_interrupted_sprint(shapes_npz, seconds):
-    process = processes.Process(ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--seeds", 50)
+    process = processes.Process(ROOT / "main.py", "sprint", "--dataset", f"npz:{shapes_npz}", "--target", 0.11, "--seeds", 50)
     wait_for(lambda: process.output().startswith("seed 0"))
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)

@@ -208,6 +208,7 @@ def test_program_that_runs_holds_up_no_set_up(ready: Checkout) -> None:
     assert finish(program).returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_set_up_is_started_again(fresh: Checkout) -> None:
     process = fresh.start("run.sh")
     wait_for(fresh.root / ".venv" / "bin" / "python", process)
@@ -219,6 +220,7 @@ def test_killed_set_up_is_started_again(fresh: Checkout) -> None:
     assert fresh.run("run.sh").stderr == ""
 
 
+@pytest.mark.slow
 def test_update_killed_but_for_its_pip_is_started_again_when_that_has_ended(ready: Checkout) -> None:
     leftover = ready.root / ".venv" / "leftover"
     leftover.touch()
@@ -242,6 +244,7 @@ def test_interrupted_set_up_says_so(fresh: Checkout) -> None:
     assert not (fresh.root / ".venv" / "installed").exists()
 
 
+@pytest.mark.slow
 def test_failed_set_up_leaves_nothing(fresh: Checkout) -> None:
     fresh.require("no-such-thing==1.0\n")
     result = fresh.run("run.sh")
@@ -262,6 +265,7 @@ def test_failed_update_keeps_what_worked_and_can_be_corrected(ready: Checkout) -
     assert ready.run("test.sh").stdout == f"pytest|{ready.root}\n"
 
 
+@pytest.mark.slow
 def test_environment_without_its_interpreter_is_made_anew(ready: Checkout) -> None:
     python = ready.root / ".venv" / "bin" / "python"
     python.unlink()

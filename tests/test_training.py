@@ -41,7 +41,7 @@ def dataset(shapes_npz):
 
 def make_trainer(dataset, config: TrainConfig, out: Path | None = None) -> Trainer:
     seed_everything(config.seed)
-    return Trainer(Net(dataset.num_channels, dataset.num_classes), dataset, config, out)
+    return Trainer(Net(dataset.num_channels, dataset.num_classes, widths=(16, 32, 32, 32)), dataset, config, out)
 
 
 def test_learns_shapes(dataset):
@@ -55,6 +55,7 @@ def test_learns_shapes(dataset):
     assert history.test_passes == 0  # nobody asked
 
 
+@pytest.mark.slow
 def test_learns_with_augmentation_and_averaging(dataset):
     history = make_trainer(dataset, replace(SMALL, epochs=3, val_images=500, augment=0.3, ema_decay=0.9, label_smoothing=0.1)).fit()
     assert history.evaluations[-1].val_accuracy > 0.16
@@ -241,7 +242,7 @@ def test_batch_larger_than_the_data(dataset):
 
 
 def train_command(shapes_npz: Path, out: Path, *more: object) -> list[object]:
-    settings = "--epochs 0.5 --batch-size 64 --val-images 100 --eval-every 19 --checkpoint-every 7 --ema-decay 0.9"
+    settings = "--epochs 0.25 --batch-size 16 --val-images 100 --eval-every 19 --checkpoint-every 7 --ema-decay 0.9"
     return [ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", *settings.split(), "--out", out, *more]
 
 
@@ -351,7 +352,7 @@ def test_resume_without_a_checkpoint(dataset, tmp_path):
 def test_full_disk_keeps_the_old_checkpoint(shapes_npz, tmp_path):
     """The kernel refuses to let the file grow, as it does on a full disk or over a quota: a real failed write."""
     command = train_command(shapes_npz, tmp_path, "--augment", 0)
-    processes.run(*command, "--epochs", "0.2", check=True)
+    processes.run(*command, "--epochs", "0.1", check=True)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
     result = processes.run(*command, "--resume", before=limit)

@@ -16,7 +16,7 @@ import pytest
 from commands import sprint, train
 from commands.run_folder import run_folder
 from config import InputError
-from conftest import ROOT, assert_refused, random_split, run_main
+from conftest import assert_refused, random_split, run_main
 from learning.weights import load_weights
 
 
@@ -150,8 +150,6 @@ def test_the_threads_of_a_sprint_stand_in_its_record(tmp_path):
     data = write_npz(tmp_path / "own.npz")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = ["sprint", "--target", 0.01, "--threads", 2, "--seeds", 2, "--dataset", f"npz:{data}", "--json", tmp_path / "r.json"]
-    result = subprocess.run(
-        [sys.executable, ROOT / "main.py", *map(str, command)], env=environment, cwd=tmp_path, text=True, capture_output=True
-    )
+    result = run_main(*command, env=environment, cwd=tmp_path)
     assert result.returncode in (0, 3), result.stderr
     assert json.loads((tmp_path / "r.json").read_text())["hardware"]["threads"] == 2

@@ -211,6 +211,7 @@ def test_a_submission_that_parses_its_arguments_gets_none(tmp_path):
     assert "given {}" in checked.stdout, checked.stderr
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_two_files_alone_pass_in_one_or_two_epochs(tmp_path):
     for name in harness.FILES:

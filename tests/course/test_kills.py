@@ -25,7 +25,7 @@ def run_grader(store: Path, exam: Exam, seed: int) -> None:
         Grader(store, exam, Rules(1, seed, False), {"count_init": False}).work(watch=False)
 
 
-@pytest.mark.parametrize("wanted", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_graders_lose_nothing(tmp_path, wanted):
     """So many graders are killed at random moments of their work, the last one may finish; what was graded stays as it was.
 

@@ -118,7 +118,7 @@ def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
 
 
 def test_resumed_run_of_a_student_is_the_same(dataset, teacher_path, tmp_path):
-    config = replace(SMALL, teacher=(str(teacher_path),), checkpoint_every=10)
+    config = replace(SMALL, steps=60, batch_size=32, teacher=(str(teacher_path),), checkpoint_every=10)
 
     def make(out: Path) -> Trainer:
         seed_everything(3)

@@ -27,7 +27,7 @@ from test_training import SMALL, make_trainer, outcome
 TORCHRUN = [torch.distributed.run.__file__, "--standalone", "--nproc_per_node"]
 # The learning rate is small because training amplifies differences in rounding, on some processors a hundredfold in 60 steps.
 TRAIN = (
-    "--batch-size 64 --val-images 101 --augment 0 --precision fp32 --optimizer sgd --max-lr 0.003 --steps 60 --eval-every 6 "
+    "--batch-size 16 --val-images 101 --augment 0 --precision fp32 --optimizer sgd --max-lr 0.003 --steps 60 --eval-every 6 "
     "--checkpoint-every 4 --ema-decay 0.9"
 )
 
@@ -40,30 +40,27 @@ def environment(**changes: object) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in (group | changes).items()}
 
 
-def launch(size: int, script: Path, *arguments: object) -> None:
+def run_group(size: int, script: Path, *arguments: object) -> list[subprocess.CompletedProcess]:
     """`script` in a group of `size` processes, without torchrun."""
-    first = environment(WORLD_SIZE=size)
+    first = environment(WORLD_SIZE=size, PYTHONPATH=ROOT)
     group = [processes.Process(script, *arguments, env=first | {"RANK": str(rank)}) for rank in range(size)]
+    results = []
     for process in group:
         output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, output + errors
+        results.append(subprocess.CompletedProcess(process.command, process.returncode, output, errors))
+    assert not any(result.returncode for result in results), results
+    return results
 
 
-def train(size: int, shapes_npz: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
-    """By torchrun, where it is more than one process."""
-    torchrun = [*TORCHRUN, size] if size > 1 else []
-    return processes.run(
-        *torchrun, ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN.split(), *more
-    )
+def train_arguments(shapes_npz: Path, out: Path, *more: object) -> list[object]:
+    return ["train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN.split(), *more]
 
 
 @pytest.fixture(scope="module")
 def whole(shapes_npz, tmp_path_factory) -> tuple[Path, str]:
     """The folder and the output of the run in one process that the others are compared with."""
     out = tmp_path_factory.mktemp("whole")
-    result = train(1, shapes_npz, out)
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    return out, processes.run(ROOT / "main.py", *train_arguments(shapes_npz, out), check=True).stdout
 
 
 def our_lines(stderr: str) -> list[str]:
@@ -78,7 +75,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (a.step, a.images_seen, a.epoch, a.learning_rate) == (b.step, b.images_seen, b.epoch, b.learning_rate)
         assert a.train_loss == pytest.approx(b.train_loss, abs=1e-5)
         assert a.val_loss == pytest.approx(b.val_loss, abs=1e-5)
-        assert a.train_accuracy == pytest.approx(b.train_accuracy, abs=1.5 / 64)  # an image may lie on the boundary
+        assert a.train_accuracy == pytest.approx(b.train_accuracy, abs=1.5 / 16)  # an image may lie on the boundary
         assert a.val_accuracy == pytest.approx(b.val_accuracy, abs=1.5 / 101)
     for part in ("model", "trained"):
         torch.testing.assert_close(one_state[part], other_state[part], atol=1e-4, rtol=1e-3)  # the same names, too
@@ -123,7 +120,7 @@ def test_batch_norm_is_that_of_the_whole_batch(tmp_path):
     weights = [torch.randn_like(x) for x in inputs]
     torch.save({"state": nn.Sequential(layer).state_dict(), "inputs": inputs, "weights": weights}, tmp_path / "given.pt")
     (tmp_path / "script.py").write_text(BATCH_NORM)
-    launch(2, tmp_path / "script.py", tmp_path / "given.pt", tmp_path)
+    run_group(2, tmp_path / "script.py", tmp_path / "given.pt", tmp_path)
 
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for i, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
@@ -174,7 +171,7 @@ def test_each_image_is_seen_by_one_process_once_an_epoch(tmp_path):
         test_y=test_split.labels,
     )
     (tmp_path / "script.py").write_text(SEEN)
-    launch(2, tmp_path / "script.py", tmp_path / "data.npz", tmp_path)
+    run_group(2, tmp_path / "script.py", tmp_path / "data.npz", tmp_path)
     (seen, images, state), (other_seen, _, other_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert [len(x) for x in seen] == [len(x) for x in other_seen] == [10] * 2 * 20
     index = {image.numpy().tobytes(): i for i, image in enumerate(images)}
@@ -186,11 +183,10 @@ def test_each_image_is_seen_by_one_process_once_an_epoch(tmp_path):
 
 def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
     out, stdout = whole
-    two = train(2, shapes_npz, tmp_path)
-    assert two.returncode == 0, two.stderr
+    first, second = run_group(2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path))
     assert_same_run(out, tmp_path)
-    assert two.stdout.count("Trainable params") == two.stdout.count("test accuracy") == 1  # one process speaks
-    figures = [re.search(r"test accuracy (\S+)% .*validation accuracy (\S+)%", text).groups() for text in (stdout, two.stdout)]
+    assert first.stdout.count("Trainable params") == first.stdout.count("test accuracy") == 1
+    figures = [re.search(r"test accuracy (\S+)% .*validation accuracy (\S+)%", text).groups() for text in (stdout, first.stdout)]
     assert np.abs(np.diff(np.array(figures, float), axis=0)).max() < 1.5
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint.pt",
@@ -199,14 +195,13 @@ def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
         "model.safetensors",
         "run.json",
     ]
-    assert "Warning" not in two.stderr
+    assert "Warning" not in first.stderr
+    assert second.stdout == second.stderr == ""  # one process speaks
 
 
 def begun(shapes_npz: Path, out: Path) -> tuple[processes.Process, dict[int, int]]:
     """torchrun with two processes that have written their first checkpoint, and their ranks and process ids."""
-    process = processes.Process(
-        *TORCHRUN, 2, ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", "--out", out, *TRAIN.split()
-    )
+    process = processes.Process(*TORCHRUN, 2, ROOT / "main.py", *train_arguments(shapes_npz, out))
     wait_for(lambda: process.poll() is not None or (out / "checkpoint.pt").exists(), seconds=300)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {pid: re.search(rb"\0RANK=(\d)", Path(f"/proc/{pid}/environ").read_bytes()) for pid in children}
@@ -232,8 +227,7 @@ def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, w
     assert 'main.py", line' not in errors  # no traceback of ours
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] >= 4
-    resumed = train(size_after, shapes_npz, tmp_path, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    run_group(size_after, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, "--resume"))
     assert_same_run(whole[0], tmp_path)
 
 
@@ -281,7 +275,7 @@ def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words)
     ],
 )
 def test_error_is_said_once(shapes_npz, tmp_path, arguments, words):
-    result = train(2, shapes_npz, tmp_path, *arguments)
+    result = processes.run(*TORCHRUN, 2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, *arguments))
     assert result.returncode != 0
     (line,) = our_lines(result.stderr)
     assert words in line
@@ -347,7 +341,7 @@ with distributed.group(torch.device("cpu")):
 @pytest.mark.parametrize("size", [1, 2])
 def test_compiled_training_is_the_same(shapes_npz, tmp_path, size):
     (tmp_path / "script.py").write_text(COMPILED)
-    launch(size, tmp_path / "script.py", shapes_npz)
+    run_group(size, tmp_path / "script.py", shapes_npz)
 
 
 def test_compiling_needs_a_compiler(shapes_npz, tmp_path):

@@ -85,6 +85,7 @@ def test_8_bits(weights, onnx_file):
     assert export.runner(small, "int8")(colour).argmax() == 2
 
 
+@pytest.mark.slow
 def test_torch_export(weights):
     result = run_main("export", weights, "--format", "torch", "--out", weights.parent / "t.pt2")
     assert result.returncode == 0 and "100.00% equal answers" in result.stdout, result.stderr
@@ -132,6 +133,7 @@ class Mine(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_the_users_own(weights, tmp_path):
     (tmp_path / "mine.py").write_text(NETWORK)
     data = ("--dataset", f"npz:{weights.parent.parent / 'colours.npz'}")

@@ -39,10 +39,10 @@ def points(log: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 
 def command(shapes_npz: Path, out: Path, *more: object) -> list[object]:
-    """61 steps of 64 images, a look every 20, a checkpoint every 7."""
+    """61 steps of 16 images, a look every 20, a checkpoint every 7."""
     settings = (
-        "--steps 61 --batch-size 64 --val-images 100 --threads 1 --eval-every 20 --checkpoint-every 7 "
-        "--augment 0.5 --images-per-draw 32 --workers 0 --tensorboard"
+        "--steps 61 --batch-size 16 --val-images 100 --threads 1 --eval-every 20 --checkpoint-every 7 "
+        "--augment 0.5 --images-per-draw 16 --workers 0 --tensorboard"
     )
     return [ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", *settings.split(), "--out", out, *more]
 
@@ -84,7 +84,7 @@ def test_log_holds_the_hyper_parameters(whole):
 
     content = read(whole / "tensorboard").summary_metadata[SESSION_START_INFO_TAG].plugin_data.content
     values = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert values["batch_size"].number_value == 64 and values["optimizer"].string_value == "adamw"
+    assert values["batch_size"].number_value == 16 and values["optimizer"].string_value == "adamw"
     assert values["preset"].string_value == "baseline"
 
 
@@ -112,7 +112,7 @@ def make_trainer(dataset, out: Path, log: TensorBoardLog | None = None, **change
     config = TrainConfig(
         **{
             "steps": 12,
-            "batch_size": 64,
+            "batch_size": 16,
             "val_images": 100,
             "eval_every": 5,
             "checkpoint_every": 6,
