@@ -97,7 +97,7 @@ class Pipeline:
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.quick:
-            self.steps, self.seconds, self.repeats = FIRST_STEPS + 10, 0.1, 2
+            self.steps, self.seconds, self.repeats = FIRST_STEPS + 3, 0.1, 2
         self.images = data.load(data.resolve_auto(self.dataset, self.data_dir), self.data_dir)
         print(table(self.measure(presets)))
         return 0

@@ -146,6 +146,7 @@ def test_a_sprints_report_has_its_weights_beside_it(root):
     assert known == {"sprint-photos.safetensors": 3, "sprint-photos-2.safetensors": 4}
 
 
+@pytest.mark.slow
 def test_the_threads_of_a_sprint_stand_in_its_record(tmp_path):
     data = write_npz(tmp_path / "own.npz")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -259,6 +259,7 @@ def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
     return processes.run(path)
 
 
+@pytest.mark.slow
 def test_spawned_workers(tmp_path):
     """As on systems without fork; quiet, and with the same batches."""
     result = run_script(

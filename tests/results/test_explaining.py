@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from model import Model, Net
 from results import explaining, report
 from results.explaining import Explainer
 
-pytest.importorskip("pytorch_grad_cam", reason="requirements-serve.txt is not installed")
+pytestmark = pytest.mark.skipif(find_spec("pytorch_grad_cam") is None, reason="requirements-serve.txt is not installed")
 CPU = torch.device("cpu")
 WEIGHTS = ROOT / "weights" / "fast85.safetensors"
 

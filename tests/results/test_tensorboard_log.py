@@ -73,7 +73,7 @@ def test_log_holds_what_happened(whole):
     assert last.num == weights.numel() and last.max == pytest.approx(weights.max().item())
     assert [event.step for event in log.Images("confusion_matrix")] == looks
     (augmented,) = log.Images("augmented_images")
-    assert (augmented.step, augmented.width, augmented.height) == (1, 8 * 96, 4 * 96)
+    assert (augmented.step, augmented.width, augmented.height) == (1, 8 * 96, 2 * 96)
     graph = {node.op for node in log.Graph().node}
     assert "aten::_convolution" in graph
 
