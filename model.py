@@ -264,11 +264,14 @@ class Net(nn.Module):
 class Model(Net):
     """The course's interface: a `Net` that also normalises its input and computes in bf16 by itself.
 
-    The course's loop shows it whole epochs, so it is smaller than Net's defaults and looks at coarser patches. The input may be
-    of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know of the images is taken
-    from the first batch that passes in training mode; before that, inputs pass as they are.
+    The course's loop shows it whole epochs, so it is smaller than Net's defaults and looks at coarser patches. Where that does not
+    suffice, `grow` exchanges its blocks for those of a larger network. These exist from the start, so that the optimizer has their
+    parameters, and cost nothing before: the optimizer passes by what has no gradient.
 
-    Shape: (N, num_channels, H, W) with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
+    The input may be of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know of the
+    images is taken from the first batch that passes in training mode; before that, inputs pass as they are.
+
+    Shape: (N, num_channels, H, W), or (N, H, W, num_channels), with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
     """
 
     mean: Tensor
@@ -289,10 +292,18 @@ class Model(Net):
                 ("pointwise", "pointwise", "pointwise"),
             ),
         )
+        self.larger = Net(num_channels, num_classes)
         self.register_buffer("mean", torch.zeros(num_channels, 1, 1))
         self.register_buffer("std", torch.ones(num_channels, 1, 1))
         self.register_buffer("adapted", torch.tensor(False))
         self.to(memory_format=torch.channels_last)
+
+    def grow(self) -> None:
+        """Exchange the blocks for those of the larger network, which is untrained; the next training batch adapts it. Once only."""
+        for name in ("C1", "C2", "C3", "C4", "O"):
+            setattr(self, name, getattr(self.larger, name))
+        del self.larger
+        self.adapted.fill_(False)
 
     def adapt(self, images: Tensor) -> None:
         """Take the normalisation and the stem's filters from `images` (N, num_channels, H, W)."""
@@ -303,7 +314,9 @@ class Model(Net):
         self.adapted.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw logits (N, num_classes), float32, of images (N, num_channels, H, W) of any scale and dtype."""
+        """Raw logits (N, num_classes), float32, of images (N, num_channels, H, W) or (N, H, W, num_channels), of any scale."""
+        if x.shape[1] != len(self.mean):
+            x = x.permute(0, 3, 1, 2)
         if self.training and not self.adapted:
             self.adapt(x[:512])
         device = self.mean.device.type

@@ -4,14 +4,18 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from config import PRESETS
+from config import CONFIG, PRESETS
 from conftest import ROOT
 from learning.inference import for_inference
+from limits.constraints import check
 from model import Bottleneck, DilatedDepthwiseConv2d, Layer, MeanMaxPool2d, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
+from utils import count_parameters
 
 
 @pytest.mark.parametrize("dilation", [2, 3])
@@ -177,6 +181,68 @@ def test_course_model_adapts_once_and_keeps_it_in_its_state():
     again.load_state_dict(model.state_dict())
     again.train()(torch.rand(16, 3, 32, 32) + 5)
     assert torch.equal(again.mean, mean)
+
+
+def test_course_model_takes_pixels_in_either_order():
+    pixels = torch.randint(0, 256, (6, 30, 28, 3), dtype=torch.uint8)
+    model = Model(num_channels=3, num_classes=10)
+    model.train()(pixels)
+    model.eval()
+    torch.testing.assert_close(model(pixels), model(pixels.permute(0, 3, 1, 2)))
+    photo = Image.fromarray(pixels[0].numpy())
+    assert torch.equal(CONFIG.transforms(photo), pixels[0])
+    assert torch.equal(CONFIG.transforms(photo.convert("L")), torch.from_numpy(np.array(photo.convert("L")))[..., None])
+
+
+def test_course_model_grows_within_the_constraints():
+    model = Model(num_channels=3, num_classes=10)
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    model.train()(images)
+    before = count_parameters(model)
+    model.grow()
+    assert before < 200_000 and count_parameters(model) == count_parameters(Net(3, 10))
+    model(images[:1])  # a batch of one image
+    assert model.adapted
+    assert all(constraint.passed for constraint in check(model))
+
+
+class Watched(torch.nn.Linear):
+    grown = 0
+
+    def grow(self) -> None:
+        self.grown += 1
+
+
+@pytest.mark.parametrize(
+    ("steps_of_epoch", "lengths"),
+    [
+        (79, [79, 4 * 79, 8 * 79]),  # 50,000 images
+        (8, [80, 320, 632]),  # 5,000: the first cycle is of ten epochs
+        (40, [80, 320, 640]),
+        (94, [94, 376, 658]),  # 60,000: what is left of the first epoch goes on at a tenth of the peak
+    ],
+)
+def test_the_courses_learning_rate_goes_in_cycles_of_whole_epochs(steps_of_epoch, lengths):
+    model = Watched(2, 2)
+    optimizer = CONFIG.optimizer_factory(model)
+    rates, grown = [], []
+    for _ in range(sum(lengths) // steps_of_epoch):
+        model.train()
+        for _ in range(steps_of_epoch):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+            grown.append(model.grown)
+        model.eval()(torch.ones(1, 2))
+    assert grown == [0] * lengths[0] + [1] * (sum(lengths) - lengths[0])
+    start = 0
+    for length in lengths:
+        cycle = rates[start : start + length]
+        start += length
+        assert max(cycle) == pytest.approx(0.02, rel=0.1)
+        assert cycle.index(max(cycle)) == pytest.approx(0.25 * length, abs=6)
+        assert cycle[-1] == pytest.approx(0.002 if length == 94 else 0, abs=0.0004)
 
 
 def test_course_interface_is_annotated_and_documented():

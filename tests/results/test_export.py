@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT, assert_refused, run_main
+from conftest import DATA, ROOT, assert_refused, needs_cifar10, run_main
 from images.files import prepare
 from learning.inference import TrainedNetwork
 from learning.weights import load_weights, save_weights
@@ -64,6 +65,23 @@ def test_the_file_says_what_it_is(weights, onnx_file):
     about = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["red", "green", "blue"]
     assert json.loads(about["card"]) == load_weights(weights)[1]
+
+
+@pytest.mark.slow  # all 10,000 test images, four times
+@needs_cifar10
+def test_a_network_that_ships_keeps_its_accuracy(tmp_path):
+    size = {}
+    for format, least_equal in (("onnx", "100.00%"), ("int8", "9")):
+        out = tmp_path / format
+        result = run_main("export", ROOT / "weights" / "slim.safetensors", "--format", format, "--out", out, "--data-dir", DATA)
+        assert result.returncode == 0, result.stderr
+        found = re.search(
+            r"accuracy ([\d.]+)% on 10,000 test images, ([\d.]+)% by the original; (\S+) equal answers", result.stdout
+        )
+        assert abs(float(found[1]) - float(found[2])) <= (0.5 if format == "int8" else 0)
+        assert found[3].startswith(least_equal)
+        size[format] = out.stat().st_size
+    assert size["onnx"] > 3 * size["int8"]
 
 
 def test_a_program_needs_onnxruntime_alone(onnx_file, tmp_path):
