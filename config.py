@@ -364,8 +364,9 @@ def one_cycle_adamw(model: nn.Module) -> Optimizer:
             tested = steps_of_epoch > 0
         elif tested:
             if step >= total_steps:
-                if cycles == 1 and hasattr(model, "grow"):
-                    model.grow()
+                grow: Any = getattr(model, "grow", None)
+                if cycles == 1 and grow is not None:
+                    grow()
                 cycles += 1
                 total_steps, step = first_cycle * 2**cycles, 0
             total_steps = math.ceil(total_steps / steps_of_epoch) * steps_of_epoch

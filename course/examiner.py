@@ -33,6 +33,7 @@ from course.workplace import workplace
 from images.sources import CIFAR10_FILES, ImageDataset, Split
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
+CONSTRAINTS = 6  # of the assignment
 INSPECTION = 60.0  # seconds for the constraints
 MAX_LOOKS = 200  # at the test split
 CHANCE = 1e-3  # at most, that so many looks with random outputs reach the target
@@ -262,6 +263,8 @@ class Exam:
                     [printable("" + name), printable("" + value), printable("" + limit), None if passed is None else passed is True]
                     for name, value, limit, passed in message["constraints"]
                 ]
+                if len(found["constraints"]) > CONSTRAINTS:
+                    raise Failure("it claims constraints that there are not")
             else:
                 found["problem"] = printable("" + message["problem"])
         except (Failure, OutOfTime, KeyError, TypeError, ValueError) as problem:

@@ -182,7 +182,10 @@ class Process:
             raise Failure("it disturbed the messages to the grader")
 
     def _read_output(self) -> None:
-        data = os.read(self.popen.stdout.fileno(), 1 << 16)
+        try:
+            data = os.read(self.popen.stdout.fileno(), 1 << 16)
+        except BlockingIOError:  # the submission, which may open its end for reading too, was faster
+            return
         if not data:
             self.selector.unregister(self.popen.stdout)
             return
@@ -267,9 +270,9 @@ class Process:
         until = time.perf_counter() + 10
         with contextlib.suppress(Failure, KeyError):  # its last words, up to the end, which unregisters it: nobody is left to write
             while self.selector.get_key(self.popen.stdout) and time.perf_counter() < until:
-                try:
-                    self._read_output()
-                except BlockingIOError:
+                printed = self.printed
+                self._read_output()
+                if self.printed == printed:
                     time.sleep(0.002)
         if not self.sandbox.has_namespaces:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)

@@ -27,6 +27,7 @@ MAX_BYTES = 1_000_000  # of one file
 MAX_TEXT = 200  # characters of a name
 MAX_PEOPLE = 20
 MAX_SECONDS = 20.0  # for reading and checking
+MAX_SOURCES = 100
 SEEMS_LONG = 5_000  # bytes of literals, and
 SEEMS_LARGE = 50_000  # of a file: what has more may hold weights
 WEIGHTS = "trained weights?"  # how the warning about that begins
@@ -127,8 +128,9 @@ def _suspicions(trees: dict[str, ast.Module], files: dict[str, bytes]) -> Iterat
     """Files that may hold weights: much of them is literals, or they are large altogether."""
     for name, tree in trees.items():
         nodes = list(ast.walk(tree))
-        texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
-        size = sum(_literal_bytes(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in texts)
+        texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings, of which none is as long as weights
+        sizes = ((id(node) in texts, _literal_bytes(node.value)) for node in nodes if isinstance(node, ast.Constant))
+        size = sum(size for is_text, size in sizes if not is_text or size > SEEMS_LONG)
         if size > SEEMS_LONG or len(files[name]) > SEEMS_LARGE:
             yield f"{WEIGHTS} {name} has {len(files[name]):,} bytes, {size:,} of them in literals"
 
@@ -196,8 +198,8 @@ def _check_json(data: bytes) -> tuple[str, tuple[tuple[str, str], ...], tuple[st
         raise InputError("contributors in submission.json has the same pennkey twice")
     sources = value["sources"]
     sources = [sources] if isinstance(sources, str) else sources
-    if not isinstance(sources, list) or not sources:
-        raise InputError('sources in submission.json must be a list of texts, at least one ("none" where there is none)')
+    if not isinstance(sources, list) or not 0 < len(sources) <= MAX_SOURCES:
+        raise InputError(f'sources in submission.json must be a list of 1 to {MAX_SOURCES} texts ("none" where there is none)')
     return (
         _text(value["assignment_name"], "assignment_name"),
         contributors,

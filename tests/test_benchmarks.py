@@ -4,15 +4,16 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torchinfo import summary
 
 import processes
-from benchmarks import accuracy, pipeline, references, run_command, sprint
+from benchmarks import accuracy, panel, pipeline, references, run_command, sprint
 from benchmarks.references import REFERENCES, TARGET, run
 from config import InputError, TrainConfig
-from conftest import ROOT, assert_refused, random_split
+from conftest import DATA, ROOT, assert_refused, random_split
 from images import data
 from images.sources import ImageDataset
 from limits.constraints import check
@@ -344,3 +345,37 @@ def test_inference_record(tmp_path):
 
 def test_inference_of_an_unknown_preset_is_one_line():
     assert_refused(processes.run(ROOT / "benchmarks" / "inference.py", "--presets", "none"), "unknown preset 'none'")
+
+
+def test_panel_runs_the_courses_loop_on_its_sets(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\nclass Model(torch.nn.Sequential):\n    def __init__(self, num_channels, num_classes):\n"
+        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(num_channels * 1024, num_classes))\n"
+    )
+    (tmp_path / "config.py").write_text(
+        "import torch, torchvision\nclass CONFIG:\n    batch_size, num_epochs = 500, 2\n"
+        "    transforms = torchvision.transforms.ToTensor()\n"
+        "    optimizer_factory = staticmethod(lambda model: torch.optim.Adam(model.parameters(), 1e-3))\n"
+    )
+    script, record = ROOT / "benchmarks" / "panel.py", tmp_path / "record.json"
+    result = processes.run(script, "--sets", "shapes", "--files", tmp_path, "--json", record, "--limit", 200)
+    assert result.returncode == 0, result.stderr
+    (run,) = json.loads(record.read_text())["runs"]["shapes"]
+    assert not run["reached"] and run["epochs"] == 2 and "| shapes | 0 | missed in " in result.stdout
+    assert_refused(processes.run(script, "--sets", "pairs", "--files", tmp_path), "unknown set 'pairs' of the panel")
+    assert_refused(processes.run(script, "--sets", "shapes", "--files", tmp_path / "none"), "no model.py and no config.py")
+
+
+@pytest.mark.skipif(not (DATA / "cifar-100-python").is_dir(), reason=f"no CIFAR-100 in {DATA}")
+@pytest.mark.parametrize(
+    ("kind", "classes", "train", "test"),
+    [("pairs", 10, 50_000, 10_000), ("coarse", 10, 25_000, 5_000), ("fine", 10, 5_000, 1_000), ("three", 3, 7_500, 1_500)],
+)
+def test_sets_of_the_panel_are_balanced_and_follow_from_their_seed(kind, classes, train, test):
+    sets = [panel.load(f"{kind}-{seed}", DATA) for seed in (3, 3, 4)]
+    for dataset in sets:
+        for split, count in ((dataset.train, train), (dataset.test, test)):
+            assert split.images.shape == (count, 32, 32, 3)
+            assert np.bincount(split.labels).tolist() == [count // classes] * classes
+    assert np.array_equal(sets[0].train.labels, sets[1].train.labels)
+    assert not np.array_equal(sets[0].train.labels, sets[2].train.labels)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from conftest import DATA, ROOT, assert_refused, needs_cifar10, run_main
 from course import sandbox
 from course.examiner import Exam, Run
 from course.grading import Grader, Rules
+from course.process import Process
 from course.store import Store
 from course.submission import Submission
 from images.data import load
@@ -306,3 +308,14 @@ def test_where_the_sandbox_or_the_disk_is_at_fault_the_submission_is_queued_agai
 def test_bad_arguments(arguments, word, tmp_path):
     submit(tmp_path, tmp_path / "s", {"ada": files()})
     assert_refused(run_main("grade", "--store", tmp_path / "s", "--dataset", "digits", *arguments), word)
+
+
+def test_output_that_the_submission_has_read_itself_is_nothing_to_read():
+    """It may open its own end of the pipe for reading too, and be faster than the grader."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    with open(ours, "rb") as stdout, open(theirs, "wb"):
+        watched = Process.__new__(Process)
+        watched.popen, watched.printed = SimpleNamespace(stdout=stdout), 0
+        watched._read_output()
+        assert watched.printed == 0

@@ -180,6 +180,8 @@ def test_broken_json(folder, text, words):
         ({"assignment_name": ""}, ["assignment_name"]),
         ({"assignment_name": "Assignment Name"}, ["assignment_name", "template's"]),
         ({"contributors": []}, ["contributors", "at least one"]),
+        ({"sources": []}, ["sources", "1 to 100 texts"]),
+        ({"sources": ["s"] * 101}, ["sources", "1 to 100 texts"]),
         ({"contributors": ["Ada"]}, ["contributors", "list of objects"]),
         ({"contributors": [{"name": "Ada"}]}, ["pennkey of contributor 1"]),
         ({"contributors": [{"name": "Your Name", "pennkey": "ada"}]}, ["name of contributor 1", "template's: Your Name"]),
@@ -282,3 +284,9 @@ def test_the_command(folder, tmp_path):
     (folder / "model.py").write_text((folder / "model.py").read_text().replace("x: torch.Tensor", "x"))
     assert "annotation for x" in run_main("submit", folder, "--store", store).stderr
     assert_refused(run_main("submit", folder, "--store", store, "--strict"), "annotation for x")
+
+
+def test_weights_in_a_docstring_are_noted(folder):
+    path = folder / "model.py"
+    path.write_text(path.read_text() + f'\n\ndef weights() -> None:\n    """{"0123456789" * 600}"""\n')
+    assert any(remark.startswith(f"{submission.WEIGHTS} model.py") for remark in submission.read(folder).warnings)
