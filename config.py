@@ -6,7 +6,7 @@ Stands alone: imports nothing of this project, and torch only where it is used, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -128,6 +128,12 @@ class TrainConfig:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {range_}")
 
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type in ("int", "float"):
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+                demand(each.name, is_number and (each.type == "float" or value == int(value)), "a number")
+        demand("epochs", self.epochs <= 1_000_000, "1,000,000 at most")
         for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "cycles", "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
         for name in (
@@ -152,7 +158,11 @@ class TrainConfig:
             demand(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         demand("pct_start", 0 < self.pct_start < 1, "between 0 and 1")
         demand("images_per_draw", 1 <= self.images_per_draw <= 32, "from 1 to 32")
-        demand("image_size", self.image_size == 0 or self.image_size >= 28, "28 or more, or 0 to choose it from the images")
+        demand(
+            "image_size",
+            self.image_size == 0 or 28 <= self.image_size <= 2048,
+            "from 28 to 2048, or 0 to choose it from the images",
+        )
         shares = [0.0, *(share for share, _ in self.resolutions), 1.0]
         demand("resolutions", shares == sorted(set(shares)), "pairs with rising shares, between 0 and 1")
         demand("resolutions", all(pixels > 0 for _, pixels in self.resolutions), "pairs with pixels above 0")

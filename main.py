@@ -37,6 +37,8 @@ COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMA
 
 def parse(arguments: list[str]) -> Any:
     """The command of `arguments`, filled in. Raises InputError, in one line, where they are wrong."""
+    if "" in arguments:
+        raise InputError("an argument is empty: give it a value, or leave it out")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["sprint", *arguments]
     if arguments[0] == "lab":  # which has commands of its own: COMMANDS has it for the lists alone

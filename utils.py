@@ -41,8 +41,16 @@ def limit_spinning() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+def demand_new(path: Path, overwrite: bool) -> None:
+    """Raises InputError where `path` exists and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: pass --overwrite to replace it, or another name")
+
+
 def set_threads(threads: int) -> None:
-    """Limit torch to `threads`; 0 leaves its own choice."""
+    """Limit torch to `threads`; 0 leaves its own choice. Raises InputError where it is below 0."""
+    if threads < 0:
+        raise InputError(f"--threads is {threads}: it must be 0 or more")
     if threads:
         import torch
 

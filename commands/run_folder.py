@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from config import InputError
@@ -20,14 +20,16 @@ ALL = (*RUN, *REPORT, "model.json", "log.csv", "tensorboard", "comparison.html",
 
 
 @contextlib.contextmanager
-def run_folder(default: Path, named: Path | None, dataset: str, resume: bool, overwrite: bool) -> Iterator[Path]:
+def run_folder(
+    default: Path, named: Path | None, dataset: str, resume: bool, overwrite: bool, inputs: Sequence[Path] = ()
+) -> Iterator[Path]:
     """The folder to write a training on `dataset` to, which no other training writes to inside the block.
 
     A folder that the user `named` must hold no run, unless it is resumed or overwritten. `default` gets another name, `-2` and so
     on, where it holds one; of these, resuming and overwriting take the latest run on `dataset`. To overwrite removes the run.
 
-    Raises InputError where a named folder holds a run, another training writes to it, there is nothing to resume, or a folder
-    cannot be made.
+    Raises InputError where a named folder holds a run, another training writes to it, there is nothing to resume, a folder cannot
+    be made, or a file of `inputs`, from which the training is to start, would be removed.
     """
     if resume and overwrite:
         raise InputError("--resume goes on with a run, and --overwrite removes it: pass one of them")
@@ -43,6 +45,9 @@ def run_folder(default: Path, named: Path | None, dataset: str, resume: bool, ov
         else:
             folder = stack.enter_context(_free(default))
         if overwrite:
+            for path in inputs:
+                if path.resolve().parent == folder.resolve():
+                    raise InputError(f"{path} lies in the folder whose run --overwrite removes: pass another --out")
             remove(folder, ALL)
         yield folder
 

@@ -81,8 +81,9 @@ class Train:
         with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
             name = data.resolve_auto(self.dataset, self.data_dir)
             out = default = ROOT / "runs" / f"{self.called}-{data.file_name(name)}"
+            inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
-                out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite))
+                out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
             return self._train(preset, name, Path(distributed.from_main(str(out))))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import InputError, get_preset
+from config import InputError, TrainConfig, get_preset
 from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
@@ -56,6 +56,10 @@ def fit(
 
     Raises InputError, in one line, where the arrays or the settings do not fit.
     """
+    if unknown := set(settings) - {each.name for each in fields(TrainConfig)}:
+        raise InputError(f"unknown setting {', '.join(sorted(unknown))}: fit takes the fields of TrainConfig")
+    if test is not None and len(test) != 2:
+        raise InputError("test must be a pair: images and labels")
     dataset = _dataset(images, labels, classes, test)
     known = get_preset(preset)
     if "epochs" in settings and "steps" not in settings:
@@ -102,6 +106,8 @@ def _dataset(
     test: tuple[np.ndarray, np.ndarray | Sequence[int]] | None,
 ) -> ImageDataset:
     train = _split("images", images, labels)
+    if classes is not None and len(set(classes)) != len(classes):
+        raise InputError("two classes have the same name")
     count = len(classes) if classes is not None else int(train.labels.max()) + 1
     held = _split("the test images", *test) if test else Split(train.images[:0], train.labels[:0])
     if held.images.shape[1:] != train.images.shape[1:]:

@@ -58,11 +58,17 @@ class Network:
         return [self.classes[i] for i in self.probabilities(images).argmax(1)]
 
     def evaluate(self, images: ImageLike | Sequence[ImageLike], labels: Sequence[int] | np.ndarray) -> float:
-        """The share of the images, 0 to 1, whose most probable class is that of `labels` (numbers from 0)."""
+        """The share of the images, 0 to 1, whose most probable class is that of `labels` (numbers from 0).
+
+        Raises InputError where a label is no number of a class.
+        """
+        numbers = np.asarray(labels)
+        if numbers.dtype.kind not in "iu" or numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.classes):
+            raise InputError(f"the labels must be whole numbers from 0 to {len(self.classes) - 1}, as `classes` has them in order")
         found = self.probabilities(images).argmax(1)
         if len(found) != len(labels):
             raise InputError(f"there are {len(found)} images and {len(labels)} labels")
-        return float((found == np.asarray(labels)).mean())
+        return float((found == numbers).mean())
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file that `load` and the command line read, and its card beside it."""
@@ -75,7 +81,7 @@ class Network:
         (height, width), channels = self._trained.card["image_size"], self._trained.card["num_channels"]
         if isinstance(images, np.ndarray) and images.shape[1:] == (height, width, channels) and images.dtype == np.uint8:
             return images
-        is_one = isinstance(images, str | Path | Image.Image)
+        is_one = isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__")
         is_one = (
             is_one or isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] in (1, 3, 4))
         )
@@ -102,7 +108,7 @@ class Network:
 
 def _is_image(array: np.ndarray) -> bool:
     """Whether it has the shape of one image rather than of several."""
-    return array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    return array.size > 0 and (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3, 4))
 
 
 def load(path: str | Path, device: str = "auto", model: str = "") -> Network:

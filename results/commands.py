@@ -66,7 +66,7 @@ class Predict:
     """Write a picture of the evidence for the first class (Grad-CAM) beside each image: cat.jpg.grad-cam.png beside cat.jpg.
     Needs requirements-serve.txt."""
     overwrite: bool = False
-    """Replace the pictures of an earlier --explain."""
+    """Replace the pictures of an earlier --explain, and the file of --sheet."""
     dataset: Annotated[str | None, STATED] = None
     """Without images: the data set whose test split is evaluated (default: the one the weights were trained on)."""
     data_dir: Path = ROOT / "data"
@@ -83,9 +83,10 @@ class Predict:
             raise InputError("--explain writes pictures beside images: pass some images")
         from images import data
         from results import predictions
-        from utils import demand_writable
+        from utils import demand_new, demand_writable
 
         if self.sheet:
+            demand_new(self.sheet, self.overwrite)
             demand_writable(self.sheet.parent)
         network = load_network(self.weights, self.device, self.model)
         if self.images:
@@ -132,6 +133,8 @@ class Export:
     """onnx: ONNX in fp32. int8: ONNX with 8-bit integers, calibrated on training images. torch: torch.export (.pt2)."""
     out: Annotated[Path | None, STATED] = None
     """File to write (default: beside the weights, .onnx, .int8.onnx or .pt2)."""
+    overwrite: bool = False
+    """Replace an earlier export."""
     model: str = ""
     """For weights of a network of your own whose file has moved: FILE.py:CLASS."""
     dataset: Annotated[str | None, STATED] = None
@@ -142,10 +145,13 @@ class Export:
     def run(self) -> int:
         from images import data
         from results import export
-        from utils import demand_writable
+        from utils import demand_new, demand_writable
 
-        network = load_network(self.weights, "cpu", self.model)
         path = self.out or self.weights.with_suffix(export.ENDINGS[self.format])
+        if path.suffix in (".safetensors", ".pt", ".json", ".csv"):
+            raise InputError(f"{path} has the ending of a run's own files: an export ends in .onnx or .pt2")
+        demand_new(path, self.overwrite)
+        network = load_network(self.weights, "cpu", self.model)
         demand_writable(path.parent)
         card = network.card
         dataset = data.load(self.dataset or card["dataset"], self.data_dir, card["image_size"][0], class_order=card["classes"])

@@ -157,9 +157,24 @@ def test_a_module_of_the_users_own(colours, tmp_path, capsys):
         ({"test": (np.zeros((5, 32, 32, 3), np.uint8), [0] * 5)}, "the test images have shape"),
         ({"preset": "none"}, "unknown preset"),
         ({"max_lr": -1}, "max_lr"),
+        ({"epochs": "x"}, "epochs is x: it must be a number"),
+        ({"bogus": 1}, "unknown setting bogus"),
+        ({"classes": ["a", "a", "b"]}, "same name"),
+        ({"test": (np.zeros((5, 40, 40, 3), np.uint8),)}, "must be a pair"),
         ({"model": nn.Flatten()}, "no parameters to train"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(colours, change, words):
     with pytest.raises(convsprint.InputError, match=words):
         convsprint.fit(**{"images": colours[0], "labels": colours[1], "epochs": 1, **change})
+
+
+def test_labels_that_are_none_of_the_classes_are_refused(colours):
+    images, labels = colours
+    network = convsprint.fit(images, labels, model=Tiny(3), epochs=1)
+    for wrong in ([7] * 60, ["red"] * 60, [-1] * 60):
+        with pytest.raises(convsprint.InputError, match="whole numbers from 0 to 2"):
+            network.evaluate(images, wrong)
+    for nothing in (None, 5, np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(convsprint.InputError, match="is no image"):
+            network.predict(nothing)

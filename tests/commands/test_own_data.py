@@ -163,3 +163,36 @@ def test_trained_weights_of_the_same_classes_keep_their_last_layer(trained, tmp_
     torch.testing.assert_close(before["O.2.weight"], after["O.2.weight"], atol=1e-6, rtol=0)
     assert run("train", "--dataset", f"folder:{photos}", "--freeze", "--out", tmp_path / "other") == 2
     assert "--init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "inf"], "epochs is inf"),
+        (["--epochs", "1e30"], "1,000,000 at most"),
+        (["--image-size", 100_000], "from 28 to 2048"),
+        (["--threads", -3], "--threads is -3"),
+        (["--out", ""], "an argument is empty"),
+    ],
+)
+def test_absurd_numbers_are_refused_before_anything_is_read(arguments, words, tmp_path, capsys):
+    data = write_colours(tmp_path / "photos", 4)
+    assert main.main(["train", "--dataset", f"folder:{data}", *map(str, arguments)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_a_training_starts_from_is_not_removed(tmp_path, capsys):
+    data, out = write_colours(tmp_path / "photos", 6), tmp_path / "run"
+    command = ["train", "--dataset", f"folder:{data}", "--steps", "2", "--out", str(out)]
+    assert main.main(command) == 0
+    weights = out / "model.safetensors"
+    before = weights.read_bytes()
+    assert main.main([*command, "--overwrite", "--init", str(weights)]) == 2
+    assert "lies in the folder whose run --overwrite removes" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    assert main.main(["export", str(weights), "--out", str(weights)]) == 2
+    photo = next(data.rglob("*.png"))
+    kept = photo.read_bytes()
+    assert main.main(["predict", str(photo), "--weights", str(weights), "--sheet", str(photo)]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert (weights.read_bytes(), photo.read_bytes()) == (before, kept)
