@@ -85,13 +85,13 @@ def test_evaluate_takes_all_images_of_a_new_folder(trained, tmp_path, capsys):
     weights = ("--weights", out / "model.safetensors", "--dataset")
     assert run("evaluate", *weights, f"folder:{new}") == 0
     output, errors = capsys.readouterr()
-    assert "on the 8 test images" in output and "all 8 images of the folder count" in errors
+    assert "on the 8 test images" in output and "all 8 images of the folder are evaluated" in errors
     # Those that it was trained on do not count, wherever they lie now.
     shutil.copytree(photos, tmp_path / "moved")
     for place in (photos, tmp_path / "moved"):
         assert run("evaluate", *weights, f"folder:{place}") == 0
         output, errors = capsys.readouterr()
-        assert "on the 6 test images" in output and "trained on images of this folder: 6 others count" in errors
+        assert "on the 6 test images" in output and "only the 6 others are evaluated" in errors
     assert run("evaluate", *weights, f"folder:{write_unknown(tmp_path / 'unknown')}") == 2
     assert "classes that are unknown: emu; known are blue, green, red" in capsys.readouterr().err
 
