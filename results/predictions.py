@@ -137,7 +137,10 @@ def load_test_images(network: TrainedNetwork, name: str, data_dir: Path, skip_un
         train, test = cut_test_split(dataset.test)
         split = replace(dataset, train=train, test=test)
         if not known or split.content() == known:
-            print(f"note: the network was trained on images of this folder: only the {len(test.labels):,} others are evaluated", file=sys.stderr)
+            print(
+                f"note: the network was trained on images of this folder: only the {len(test.labels):,} others are evaluated",
+                file=sys.stderr,
+            )
             return split
     print(f"note: all {whole:,} images of the folder are evaluated", file=sys.stderr)
     return dataset
