@@ -24,7 +24,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import json
-import pickle
 import subprocess
 import tempfile
 import time
@@ -37,20 +36,10 @@ from PIL import Image
 from benchmarks import run_command
 from config import InputError
 from images import data
-from images.sources import ImageDataset, Split
+from images.sources import ImageDataset, Split, cifar100, cifar100_coarse
 from utils import ROOT, demand_writable, machine, provenance, write_json
 
 KINDS = ("pairs", "coarse", "fine", "three")
-
-
-def cifar100(root: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 32, 32, 3) uint8, fine labels 0..99 and coarse labels 0..19 (N,) int64 of the split "train" or "test"."""
-    try:
-        content = pickle.loads((root / "cifar-100-python" / split).read_bytes(), encoding="latin1")
-    except FileNotFoundError:
-        raise InputError(f"no CIFAR-100 in {root}: `./run.sh train --dataset cifar100` downloads it to data/") from None
-    images = content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), np.array(content["fine_labels"]), np.array(content["coarse_labels"])
 
 
 def classes_of(kind: str, seed: int, fine_of: list[np.ndarray]) -> list[np.ndarray]:
@@ -81,11 +70,12 @@ def load(name: str, root: Path) -> ImageDataset:
             f"unknown set '{name}' of the panel: choose from {', '.join(f'{k}-SEED' for k in KINDS)}, hundred, "
             "cifar10, mnist, mnist32, shapes"
         )
+    by_fine, by_coarse = cifar100(root), cifar100_coarse(root)
+    coarse_of = dict(zip(by_fine.train.labels.tolist(), by_coarse.train.labels.tolist(), strict=True))
+    fine_of = [np.array([fine for fine in range(100) if coarse_of[fine] == coarse]) for coarse in range(20)]
+    classes = classes_of(kind, int(seed), fine_of)
     splits = []
-    for split in ("train", "test"):
-        images, fine, coarse = cifar100(root, split)
-        fine_of = [np.unique(fine[coarse == i]) for i in range(20)]
-        classes = classes_of(kind, int(seed), fine_of)
+    for images, fine in (by_fine.train, by_fine.test):
         label_of = np.full(100, -1)
         for label, members in enumerate(classes):
             label_of[members] = label

@@ -149,6 +149,11 @@ def cifar100(root: Path) -> ImageDataset:
     return _cifar("cifar100", "CIFAR100", root, "cifar-100-python", CIFAR100_FILES, b"fine_labels", b"fine_label_names")
 
 
+def cifar100_coarse(root: Path) -> ImageDataset:
+    """CIFAR-100's images in the same order with their 20 coarse classes, of five fine ones each."""
+    return _cifar("cifar100", "CIFAR100", root, "cifar-100-python", CIFAR100_FILES, b"coarse_labels", b"coarse_label_names")
+
+
 def _cifar(
     name: str, torchvision_name: str, root: Path, folder: str, md5: dict[str, str], label_key: bytes, names_key: bytes
 ) -> ImageDataset:
