@@ -70,10 +70,14 @@ def load(name: str, root: Path) -> ImageDataset:
             f"unknown set '{name}' of the panel: choose from {', '.join(f'{k}-SEED' for k in KINDS)}, hundred, "
             "cifar10, mnist, mnist32, shapes"
         )
-    by_fine, by_coarse = cifar100(root), cifar100_coarse(root)
+    return grouped(name, kind, int(seed), cifar100(root), cifar100_coarse(root))
+
+
+def grouped(name: str, kind: str, seed: int, by_fine: ImageDataset, by_coarse: ImageDataset) -> ImageDataset:
+    """The images of CIFAR-100 that belong to the set's classes, with the set's labels."""
     coarse_of = dict(zip(by_fine.train.labels.tolist(), by_coarse.train.labels.tolist(), strict=True))
     fine_of = [np.array([fine for fine in range(100) if coarse_of[fine] == coarse]) for coarse in range(20)]
-    classes = classes_of(kind, int(seed), fine_of)
+    classes = classes_of(kind, seed, fine_of)
     splits = []
     for images, fine in (by_fine.train, by_fine.test):
         label_of = np.full(100, -1)

@@ -15,7 +15,7 @@ from benchmarks.references import REFERENCES, TARGET, run
 from config import InputError, TrainConfig
 from conftest import DATA, ROOT, assert_refused, random_split
 from images import data
-from images.sources import ImageDataset
+from images.sources import ImageDataset, Split
 from limits.constraints import check
 from model import Net
 from results.documents import replace_between
@@ -208,6 +208,7 @@ def test_every_reference_ends_at_the_target_of_the_sprint():
     assert all(reference.is_one_step or reference.train.early_exit_accuracy == TARGET for reference in REFERENCES.values())
 
 
+@pytest.mark.slow
 def test_pipeline_record(tmp_path):
     path = tmp_path / "records" / "pipeline.json"
     result = processes.run(
@@ -347,6 +348,7 @@ def test_inference_of_an_unknown_preset_is_one_line():
     assert_refused(processes.run(ROOT / "benchmarks" / "inference.py", "--presets", "none"), "unknown preset 'none'")
 
 
+@pytest.mark.slow
 def test_panel_runs_the_courses_loop_on_its_sets(tmp_path):
     (tmp_path / "model.py").write_text(
         "import torch\nclass Model(torch.nn.Sequential):\n    def __init__(self, num_channels, num_classes):\n"
@@ -366,16 +368,28 @@ def test_panel_runs_the_courses_loop_on_its_sets(tmp_path):
     assert_refused(processes.run(script, "--sets", "shapes", "--files", tmp_path / "none"), "no model.py and no config.py")
 
 
+@pytest.mark.parametrize(("kind", "classes", "members"), [("pairs", 10, 10), ("coarse", 10, 5), ("fine", 10, 1), ("three", 3, 5)])
+def test_sets_of_the_panel_are_balanced_and_follow_from_their_seed(kind, classes, members):
+    coarse = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 5))  # of each fine class
+    fine = np.tile(np.arange(100), 3)
+    split = Split(np.repeat(fine.astype(np.uint8), 12).reshape(300, 2, 2, 3), fine)
+    by_fine = ImageDataset("cifar100", split, split, tuple(map(str, range(100))))
+    by_coarse = replace(by_fine, train=Split(split.images, coarse[fine]), test=Split(split.images, coarse[fine]))
+    first, again, other = (panel.grouped("set", kind, seed, by_fine, by_coarse) for seed in (3, 3, 4))
+    assert np.bincount(first.test.labels).tolist() == [3 * members] * classes
+    for label in range(classes):
+        (fine_of_label, counts) = np.unique(first.train.images[first.train.labels == label][:, 0, 0, 0], return_counts=True)
+        assert len(fine_of_label) == members and (counts == 3).all()
+        assert len(set(coarse[fine_of_label])) == (2 if kind == "pairs" else 1)
+    assert np.array_equal(first.train.images, again.train.images) and np.array_equal(first.train.labels, again.train.labels)
+    assert not (np.array_equal(first.train.images, other.train.images) and np.array_equal(first.train.labels, other.train.labels))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "cifar-100-python").is_dir(), reason=f"no CIFAR-100 in {DATA}")
-@pytest.mark.parametrize(
-    ("kind", "classes", "train", "test"),
-    [("pairs", 10, 50_000, 10_000), ("coarse", 10, 25_000, 5_000), ("fine", 10, 5_000, 1_000), ("three", 3, 7_500, 1_500)],
-)
-def test_sets_of_the_panel_are_balanced_and_follow_from_their_seed(kind, classes, train, test):
-    sets = [panel.load(f"{kind}-{seed}", DATA) for seed in (3, 3, 4)]
-    for dataset in sets:
-        for split, count in ((dataset.train, train), (dataset.test, test)):
-            assert split.images.shape == (count, 32, 32, 3)
-            assert np.bincount(split.labels).tolist() == [count // classes] * classes
-    assert np.array_equal(sets[0].train.labels, sets[1].train.labels)
-    assert not np.array_equal(sets[0].train.labels, sets[2].train.labels)
+@pytest.mark.parametrize(("kind", "train", "test"), [("pairs", 50_000, 10_000), ("three", 7_500, 1_500)])
+def test_sets_of_the_panel_hold_the_images_of_cifar100(kind, train, test):
+    dataset = panel.load(f"{kind}-0", DATA)
+    for split, count in ((dataset.train, train), (dataset.test, test)):
+        assert split.images.shape == (count, 32, 32, 3)
+        assert len(set(np.bincount(split.labels))) == 1

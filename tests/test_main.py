@@ -215,6 +215,7 @@ RECORD_KEYS = {
 RUN_KEYS = {"seed", "reached", "seconds", "process_seconds", "test_accuracy", "test_passes", "images_seen", "parameters"}
 
 
+@pytest.mark.slow
 def test_sprint_over_seeds_writes_the_record(shapes_npz, tmp_path):
     """Two fresh processes."""
     file = tmp_path / "record.json"

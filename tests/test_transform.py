@@ -186,6 +186,7 @@ def test_data_loader_workers_and_epochs_differ():
     assert len(set(images)) > 16  # every fourth draw is at most a flip
 
 
+@pytest.mark.slow
 def test_quiet_and_offline(tmp_path):
     """Nothing on stderr, in this process or a spawned one, and no socket is opened by the import."""
     script = tmp_path / "script.py"

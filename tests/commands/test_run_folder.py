@@ -133,6 +133,7 @@ def test_a_line_for_each_epoch_also_in_a_file(tmp_path):
     assert refused.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_sprints_report_has_its_weights_beside_it(root):
     first, second = write_npz(root / "a" / "photos.npz"), write_npz(root / "b" / "photos.npz", 4)
     arguments = ("sprint", "--target", 0.01, "-q", "--report", "--dataset")

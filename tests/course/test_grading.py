@@ -75,6 +75,7 @@ time.sleep(0.3)
 }
 
 
+@pytest.mark.slow
 def test_messy_ones_are_graded(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, MESSY, sources="the lecture's notes")
@@ -106,6 +107,7 @@ def exam_for(npz):
 
 
 @needs_cifar10
+@pytest.mark.slow
 def test_cifar10_downloaded_in_init(exam_for):
     """Its public training split is there, its test split is not."""
     code = """

@@ -276,6 +276,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory a process has of its own")
+@pytest.mark.slow
 def test_forked_workers_do_not_copy_the_images(tmp_path):
     result = run_script(
         tmp_path / "memory.py",

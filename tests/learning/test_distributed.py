@@ -213,7 +213,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 @needs_proc
-@pytest.mark.parametrize(("victim", "size_after"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("victim", "size_after"), [(0, 2), (1, 1)])
+@pytest.mark.slow
 def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, whole, tmp_path, victim, size_after):
     process, workers = begun(shapes_npz, tmp_path)
     os.kill(workers[victim], signal.SIGKILL)

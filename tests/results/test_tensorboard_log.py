@@ -88,6 +88,7 @@ def test_log_holds_the_hyper_parameters(whole):
     assert values["preset"].string_value == "baseline"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_continues_the_same_curves(shapes_npz, whole, tmp_path):
     """Killed for good while it trains, after the first checkpoint; what it logged beyond the checkpoint comes only once."""
     process = processes.Process(*command(shapes_npz, tmp_path))
@@ -149,6 +150,7 @@ def test_log_that_begins_at_a_resume_has_the_earlier_looks(dataset, tmp_path):
     assert [step for step, _ in points(read(tmp_path / "log"), "accuracy/validation")] == [5, 10, 12]
 
 
+@pytest.mark.slow
 def test_run_from_the_start_replaces_the_log_of_an_earlier_one(dataset, tmp_path):
     for steps in (12, 7):
         with TensorBoardLog(tmp_path / "log") as log:
@@ -168,6 +170,7 @@ def test_grey_images_and_gradients_that_are_not_finite(tmp_path):
     assert len(read(tmp_path / "log").Images("augmented_images")) == 1
 
 
+@pytest.mark.slow
 def test_not_imported_without_the_flag(shapes_npz, tmp_path):
     code = (
         "import sys, main\n"
