@@ -170,6 +170,8 @@ class TrainConfig:
             raise InputError(f"augment is {self.augment}: with shift or alternating_flip it must be 0")
         if self.early_exit_accuracy is not None:
             demand("early_exit_accuracy", 0 < self.early_exit_accuracy < 1, "between 0 and 1 (0.55 is 55%)")
+        elif self.cycles > 1:
+            raise InputError(f"cycles is {self.cycles}: more than one requires early_exit_accuracy, which ends them")
 
     @property
     def augmentations(self) -> tuple[str, ...]:

@@ -71,10 +71,12 @@ def parse_one_of(
             command: Any = Union[choices]  # noqa: UP007 (made at run time)
             return tyro.cli(command, args=arguments, prog=program, description=description)
     except SystemExit as stop:
-        if stop.code:  # tyro frames its complaint in a box: the lines above the first rule say what is wrong
+        if stop.code:  # tyro frames its complaint, on a console of ASCII by "-": up to the first rule it says what is wrong
             text = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:]]
-            end = next((i for i, line in enumerate(text) if line.startswith(("─", "╰"))), len(text))
-            raise InputError(" ".join(text[:end])) from None
+            is_text = [bool(set(line) - set("─╰╯-")) for line in text]
+            start = is_text.index(True)
+            end = is_text.index(False, start)
+            raise InputError(" ".join(text[start:end])) from None
         raise
 
 

@@ -26,7 +26,7 @@ from learning.distillation import Teacher, distillation_loss
 from learning.history import Evaluation, History, Observer
 from learning.inference import loss_and_accuracy, predict_logits
 from learning.optimizers import build_optimizer, freeze_features
-from learning.resolution import scaled
+from learning.resolution import demand_taken, scaled
 from learning.schedule import cycle_ends, learning_rate
 from utils import demand_writable, interrupt_flag, keep_freed_memory, provenance, resolve_device, resolve_precision
 
@@ -85,6 +85,7 @@ class Trainer:
         if self.val_split is dataset.train and config.val_images:
             self.train_split, self.val_split = stratified_split(dataset.train, config.val_images, config.seed)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        demand_taken(self.model, dataset.num_channels, config.resolutions, self.device)
         self.averaged: WeightAverage | None = None
         self.best: dict[str, Tensor] | None = None  # the state dict of the best evaluation, for early stopping
         self.kept: nn.Module | None = None  # the network to keep where it is neither the averaged nor the trained one

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 SPIN_COUNT = "10000"  # the value of GOMP_SPINCOUNT, with which every training is timed
+MAX_THREADS = 1024  # more than any machine gains by; a system refuses some number above it without saying so clearly
 STATED = tyro.conf.arg(help_behavior_hint="")  # for an option whose help says the default, which None would not
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -62,10 +63,15 @@ def demand_new(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path} exists: pass --overwrite to replace it, or another name")
 
 
+def demand_threads(threads: int) -> None:
+    """Raises InputError where --threads is none that `set_threads` takes."""
+    if not 0 <= threads <= MAX_THREADS:
+        raise InputError(f"--threads is {threads}: it must be from 0 to {MAX_THREADS:,}")
+
+
 def set_threads(threads: int) -> None:
-    """Limit torch to `threads`; 0 leaves its own choice. Raises InputError where it is below 0."""
-    if threads < 0:
-        raise InputError(f"--threads is {threads}: it must be 0 or more")
+    """Limit torch to `threads`; 0 leaves its own choice. Raises InputError where it is below 0 or above MAX_THREADS."""
+    demand_threads(threads)
     if threads:
         import torch
 

@@ -9,7 +9,7 @@ is not touched. Each round runs every variant once, so that drifts of the machin
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import PRESETS
+from benchmarks import run_command
+from config import PRESETS, InputError
 from images import data
 from model import Net
 from training import Trainer
 from utils import ROOT, seed_everything
 
-SEEDS = range(5)
 SPRINT = replace(PRESETS["sprint"].train, cycles=1, early_exit_accuracy=None, val_images=5000)
 
 
@@ -71,22 +71,34 @@ def run(dataset: data.ImageDataset, variant: str, seed: int) -> tuple[float, flo
     return history.evaluations[-1].val_accuracy, history.total_seconds
 
 
-def main() -> None:
-    dataset = data.load("cifar10", ROOT / "data")
-    for variant in VARIANTS:
-        run(dataset, variant, 0)  # first calls of each shape: not counted here, as they are in the sprint
-    results: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
-    for seed, variant in tqdm([(seed, variant) for seed in SEEDS for variant in VARIANTS], unit=" runs", disable=None):
-        results[variant].append(run(dataset, variant, seed))
-    print(f"{len(SEEDS)} seeds, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| variant | accuracy: median (min to max) | seconds: median (min to max) |\n|---|---|---|")
-    for variant, runs in results.items():
-        accuracies, seconds = zip(*runs, strict=True)
-        print(
-            f"| {variant} | {statistics.median(accuracies):.1%} ({min(accuracies):.1%} to {max(accuracies):.1%}) | "
-            f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |"
-        )
+@dataclass
+class Ablation:
+    """Train the sprint's preset and its variants, each with one part taken back."""
+
+    seeds: int = 5
+    """Trainings of each variant."""
+
+    def run(self) -> int:
+        if self.seeds < 1:
+            raise InputError(f"--seeds is {self.seeds}: it must be 1 or more")
+        dataset = data.load("cifar10", ROOT / "data")
+        for variant in VARIANTS:
+            run(dataset, variant, 0)  # first calls of each shape: not counted here, as they are in the sprint
+        results: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+        for seed, variant in tqdm(
+            [(seed, variant) for seed in range(self.seeds) for variant in VARIANTS], unit=" runs", disable=None
+        ):
+            results[variant].append(run(dataset, variant, seed))
+        print(f"{self.seeds} seeds, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+        print("| variant | accuracy: median (min to max) | seconds: median (min to max) |\n|---|---|---|")
+        for variant, runs in results.items():
+            accuracies, seconds = zip(*runs, strict=True)
+            print(
+                f"| {variant} | {statistics.median(accuracies):.1%} ({min(accuracies):.1%} to {max(accuracies):.1%}) | "
+                f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |"
+            )
+        return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(Ablation, __doc__))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import run_command
 from config import PRESETS
 from images.data import ImageDataset, Split
 from model import Net
@@ -49,25 +51,30 @@ def print_table(title: str, work: Callable[[], object], by_shape: bool) -> None:
         )
 
 
-def main() -> None:
-    preset = PRESETS["sprint"]
-    rng = np.random.default_rng(0)
-    split = Split(rng.integers(0, 256, (8000, 32, 32, 3), dtype=np.uint8), np.arange(8000) % 10)
-    torch.manual_seed(0)
-    trainer = Trainer(Net(3, 10, **preset.net), ImageDataset("noise", split, split, tuple("0123456789")), preset.train)
-    trainer._prepare()
-    inputs, targets = next(trainer.batches.steps(range(1)))
-    thousand = Split(split.images[:1000], split.labels[:1000])
+@dataclass
+class Profile:
+    """Profile a training step and the evaluation of the sprint's preset."""
 
-    def step() -> None:
-        trainer.step = 0  # the schedule is not to run out
-        trainer._train_step(inputs, targets)
+    def run(self) -> int:
+        preset = PRESETS["sprint"]
+        rng = np.random.default_rng(0)
+        split = Split(rng.integers(0, 256, (8000, 32, 32, 3), dtype=np.uint8), np.arange(8000) % 10)
+        torch.manual_seed(0)
+        trainer = Trainer(Net(3, 10, **preset.net), ImageDataset("noise", split, split, tuple("0123456789")), preset.train)
+        trainer._prepare()
+        inputs, targets = next(trainer.batches.steps(range(1)))
+        thousand = Split(split.images[:1000], split.labels[:1000])
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
-    for by_shape in (False, True):
-        print_table(f"Training step of {preset.train.batch_size} images", step, by_shape)
-    print_table("Evaluation of 1,000 images", lambda: trainer.evaluate(thousand), True)
+        def step() -> None:
+            trainer.step = 0  # the schedule is not to run out
+            trainer._train_step(inputs, targets)
+
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
+        for by_shape in (False, True):
+            print_table(f"Training step of {preset.train.batch_size} images", step, by_shape)
+        print_table("Evaluation of 1,000 images", lambda: trainer.evaluate(thousand), True)
+        return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(Profile, __doc__))

@@ -25,6 +25,7 @@ from learning.weights import save_weights
 from utils import (
     ROOT,
     STATED,
+    demand_threads,
     demand_writable,
     network_card,
     no_garbage_collection,
@@ -86,8 +87,9 @@ class Sprint:
             raise InputError(f"the preset {self.preset} has no target: say which test accuracy to exceed with --target")
         if not 0 < target < 1:
             raise InputError(f"--target is {target}: it must be above 0 and below 1 (0.55 is 55%)")
-        if self.seeds < 1 or self.seed < 0 or self.threads < 0:
-            raise InputError("--seeds must be 1 or more, --seed and --threads 0 or more")
+        if self.seeds < 1 or self.seed < 0:
+            raise InputError("--seeds must be 1 or more, --seed 0 or more")
+        demand_threads(self.threads)
         from images import loading
 
         if self.json:

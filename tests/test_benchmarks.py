@@ -195,6 +195,13 @@ def test_runs_are_interleaved_and_an_interrupt_keeps_them(tmp_path):
     assert sum(map(len, runs.values())) == 6
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_script_explains_itself(script):
+    result = processes.run(ROOT / "benchmarks" / script, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout and f"python benchmarks/{script}" in result.stdout
+
+
 def test_scripts_refuse_bad_input_in_one_line(tmp_path, monkeypatch, capsys):
     assert_refused(
         processes.run(ROOT / "benchmarks" / "sprint.py", "--data-dir", tmp_path, cwd=tmp_path), "no CIFAR-10", str(tmp_path)

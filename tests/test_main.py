@@ -158,6 +158,9 @@ def test_weights_of_another_architecture(trained, tmp_path):
         (["train", "--learning-rate", "1"], ["--learning-rate"]),
         (["train", "--epochs", "0"], ["epochs is 0"]),
         (["train", "--optimizer", "adam"], ["adamw"]),
+        (["train", "--dataset", "digits", "--cycles", "2"], ["cycles is 2", "requires early_exit_accuracy"]),
+        (["train", "--dataset", "digits", "--resolutions", "0.5", "8"], ["does not take images of 8x8 pixels"]),
+        (["sprint", "--threads", "100000"], ["--threads is 100000", "from 0 to 1,024"]),
         (["train", "--dataset", "digits", "--device", "tpu"], ["unknown device 'tpu'"]),
         (["evaluate"], ["--weights"]),
         (["predict", "--weights", "x.safetensors"], ["x.safetensors", "No such file"]),
@@ -171,6 +174,12 @@ def test_weights_of_another_architecture(trained, tmp_path):
 )
 def test_bad_usage_is_one_line(arguments, words):
     assert_refused(run_main(*arguments, cwd=ROOT), *words)
+
+
+def test_bad_usage_is_one_line_on_a_console_of_ascii():
+    result = run_main("sprint", "--datset", "cifar10", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert_refused(result, "--datset")
+    assert "---" not in result.stderr and "+" not in result.stderr
 
 
 def test_summary_and_check_of_our_network():

@@ -16,6 +16,8 @@ MAX_LEVELS = 7
 MIN_CONTENTS = 3  # Python files, or folders of them, in a folder; __init__.py does not count
 STAND_ALONE = ("model.py", "config.py")  # a course's grader copies these two files alone
 
+TESTS = ("tests", "conftest", "made_up", "processes")  # the product runs without them
+
 Order = list[list[str]]
 
 
@@ -47,9 +49,12 @@ def imports(root: Path, file: str, modules: dict[str, str]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package)
             names = [inner if (inner := f"{base}.{alias.name}") in modules else base for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            names = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
         else:
             continue
         yield from (modules[name] for name in names if name in modules)
+        yield from (name for name in names if name.partition(".")[0] in TESTS)
 
 
 def place(file: str) -> str:
@@ -70,7 +75,9 @@ def problems(root: Path, files: Sequence[str], order: Order) -> list[str]:
     for file, targets in graph.items():
         for target in sorted(targets):
             here, there = place(file), place(target)
-            if file in STAND_ALONE:
+            if target.partition(".")[0] in TESTS:
+                found.append(f"{file} imports {target}, which is of the tests")
+            elif file in STAND_ALONE:
                 found.append(f"{file} imports {target}: it must stand alone")
             elif here != there and level.get(here, 0) >= level.get(there, MAX_LEVELS + 1):
                 found.append(f"{file} imports {target}, which is not on a lower level")
@@ -151,6 +158,13 @@ def test_a_tree_in_order_has_no_problems(tmp_path):
         ({"course/store.py": "from course import grading\n"}, ["circle: "]),
         ({"model.py": "from config import CONFIG\n"}, ["model.py imports config.py: it must stand alone"]),
         ({"config.py": "def make():\n    import images.shapes\n"}, ["config.py imports images/shapes.py: it must stand alone"]),
+        (
+            {"course/store.py": "import importlib\nimportlib.import_module('main')\n"},
+            ["course/store.py imports main.py", "circle: "],
+        ),
+        ({"model.py": "config = __import__('config')\n"}, ["model.py imports config.py: it must stand alone"]),
+        ({"lab/third.py": "from conftest import ROOT\n"}, ["lab/third.py imports conftest, which is of the tests"]),
+        ({"images/shapes.py": "import tests.conftest\n"}, ["images/shapes.py imports tests.conftest, which is of the tests"]),
         ({"course/sandbox.py": None}, ["course/ holds grading.py, store.py: too little"]),
         ({"lab/runtimes/__init__.py": "", "lab/runtimes/measure.py": "", "lab/runtimes/page.py": ""}, ["lab/runtimes/ holds"]),
         ({"tools.py": ""}, ["tools is not in the list"]),

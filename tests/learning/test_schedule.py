@@ -35,7 +35,7 @@ def test_equal_to_torchs_one_cycle(length, pct_start):
 
 
 def test_each_cycle_begins_anew():
-    config = TrainConfig(steps=10, cycles=3)
+    config = TrainConfig(steps=10, cycles=3, early_exit_accuracy=0.9)
     ends = cycle_ends(config, 99)
     assert ends == [10, 30, 70]
     assert [learning_rate(step, ends, config) for step in range(10, 30)] == [
@@ -56,4 +56,4 @@ def test_other_budgets():
     with pytest.raises(InputError, match="has already made 60 steps, and the new budget is 50"):
         with_other_budget([100], 60, 50, config)
     with pytest.raises(InputError, match="5 OneCycles of doubling length.*train anew"):
-        with_other_budget([100], 60, 200, TrainConfig(cycles=5))
+        with_other_budget([100], 60, 200, TrainConfig(cycles=5, early_exit_accuracy=0.9))
