@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from config import TrainConfig
-from images.data import ImageDataset, Split
+from images.data import ImageDataset, Split, demand_batch
 from images.files import some_of
+from images.sources import demand_splittable
 from learning import distributed
 from learning.schedule import cycle_ends
 
@@ -44,7 +45,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
 
     Fields whose names are `given` were set by the user and stay. What was chosen is said in one line on stderr. Data of the size of
-    CIFAR-10 change nothing.
+    CIFAR-10 change nothing. Raises InputError, before anything is said, where what the user set does not fit the data.
     """
     counts = np.bincount(dataset.train.labels)
     images, processes = len(dataset.train.labels), distributed.size()
@@ -55,7 +56,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     most = images - int(np.count_nonzero(counts))  # every class keeps one to train on
     val = min(config.val_images, most, max(int((counts > 1).sum()), images // SHARE_OF_VALIDATION))
     val = len(dataset.val.labels) if dataset.val else choose("val_images", val)
-    rest = images if dataset.val else images - val
+    rest = images if dataset.val else max(1, images - val)  # fewer are refused below
     batch = max(MIN_BATCH, 2 ** int(math.log2(max(1, rest / STEPS_PER_EPOCH))))
     batch = min(config.batch_size, rest, batch)
     batch = choose("batch_size", max(processes, batch - batch % processes))
@@ -69,6 +70,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
         flip=choose("flip", config.flip and dataset.flips),
         image_size=choose("image_size", dataset.image_size[0]),
     )
+    demand_fits(fitted, dataset)
     steps_per_epoch = max(1, rest // batch)
     if not config.steps and config.epochs * steps_per_epoch < MIN_STEPS:
         fitted = replace(fitted, epochs=choose("epochs", math.ceil(MIN_STEPS / steps_per_epoch)))
@@ -76,6 +78,15 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     fitted = replace(fitted, ema_decay=choose("ema_decay", min(config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps))))
     _say(config, fitted, dataset, steps)
     return fitted
+
+
+def demand_fits(config: TrainConfig, dataset: ImageDataset) -> None:
+    """Raise InputError where `dataset` has not as many images as the validation split or a batch of `config` needs."""
+    rest = len(dataset.train.labels)
+    if config.val_images and not dataset.val:
+        demand_splittable(dataset.train.labels, config.val_images)
+        rest -= config.val_images
+    demand_batch(config.batch_size, rest, config.images_per_draw if config.augmentations else 1, distributed.size())
 
 
 def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps: int) -> None:
