@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import sys
 import zipfile
@@ -33,7 +34,8 @@ class Split(NamedTuple):
 
 def file_name(dataset_name: str) -> str:
     """The name of a data set as a part of file names."""
-    return Path(dataset_name).stem if ":" in dataset_name else dataset_name
+    kind, colon, path = dataset_name.partition(":")
+    return Path(os.path.abspath(path)).stem if colon else kind
 
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}

@@ -272,3 +272,12 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, ending):
             assert str(path) in str(error) and "\n" not in str(error)
             refused += 1
     assert refused > 10
+
+
+@pytest.mark.parametrize("name", ["folder:photos", "folder:./photos/", "folder:new/../photos", "npz:photos.npz"])
+def test_names_of_files_have_no_colon_and_are_not_empty(tmp_path, monkeypatch, name):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert data.file_name(name) == "photos"
+    monkeypatch.chdir("photos")
+    assert data.file_name("folder:.") == "photos"
