@@ -281,3 +281,12 @@ def test_names_of_files_have_no_colon_and_are_not_empty(tmp_path, monkeypatch, n
     assert data.file_name(name) == "photos"
     monkeypatch.chdir("photos")
     assert data.file_name("folder:.") == "photos"
+
+
+def test_a_path_without_its_kind_gets_it_proposed(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "own.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    for name, meant in (("photos", "folder:photos"), ("own.npz", "npz:own.npz"), ("cifar", "cifar10")):
+        with pytest.raises(InputError, match=f"unknown data set '{name}' .did you mean {meant}"):
+            data.load(name, tmp_path)
