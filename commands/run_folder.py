@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from config import InputError
+from learning.history import Observer, Training
 
 REPORT = ("report.html", "curves.png", "confusion.png", "mistakes.png", "run.png")
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
@@ -26,7 +27,8 @@ def run_folder(
     """The folder to write a training on `dataset` to, which no other training writes to inside the block.
 
     A folder that the user `named` must hold no run, unless it is resumed or overwritten. `default` gets another name, `-2` and so
-    on, where it holds one; of these, resuming and overwriting take the latest run on `dataset`. To overwrite removes the run.
+    on, where it holds one; of these, resuming and overwriting take the latest run on `dataset`. A run to overwrite is still there:
+    `Overwrite` removes it once the new one starts.
 
     Raises InputError where a named folder holds a run, another training writes to it, there is nothing to resume, a folder cannot
     be made, or a file of `inputs`, from which the training is to start, would be removed.
@@ -48,8 +50,17 @@ def run_folder(
             for path in inputs:
                 if path.resolve().parent == folder.resolve():
                     raise InputError(f"{path} lies in the folder whose run --overwrite removes: pass another --out")
-            remove(folder, ALL)
         yield folder
+
+
+class Overwrite(Observer):
+    """Removes the earlier run in `folder` when a training starts there: by then, all that it was given is known to be right."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def started(self, trainer: Training) -> None:
+        remove(self.folder, ALL)
 
 
 def holds_run(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from commands.run_folder import REPORT, remove, run_folder
+from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
 from learning.weights import save_weights
@@ -58,7 +58,7 @@ class Train:
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """Print errors only."""
+    """Print errors and, at the end, the folder of the run only."""
     threads: int = 0
     """Number of threads for torch; 0 uses torch's default (one per core)."""
     conv: Literal["torch", "by-hand"] = "torch"
@@ -84,7 +84,11 @@ class Train:
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
                 out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
-            return self._train(preset, name, Path(distributed.from_main(str(out))))
+            status = self._train(preset, name, Path(distributed.from_main(str(out))))
+            is_main = distributed.is_main()
+        if self.quiet and is_main:
+            print(out)
+        return status
 
     @property
     def called(self) -> str:
@@ -97,7 +101,7 @@ class Train:
         from images import data
         from learning import checkpoint, distributed, own
         from learning.checkpoint import BUDGET
-        from learning.fitting import FITTED, fit_to_data, say_missing_classes
+        from learning.fitting import FITTED, demand_fits, fit_to_data, say_missing_classes
         from learning.history import Observer, Observers
         from learning.log import Log
         from training import Trainer
@@ -116,6 +120,7 @@ class Train:
             budget = () if {*BUDGET} & {*self.given} else BUDGET
             same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
             config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
+            demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
         seed_everything(config.seed)
@@ -138,12 +143,14 @@ class Train:
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
         board, observer = None, Observer()
         if distributed.is_main():
-            observer = Log(out)
+            observers: list[Observer] = [Overwrite(out)] if self.overwrite else []
+            observers.append(Log(out))
             if self.tensorboard:
                 from results.tensorboard_log import TensorBoardLog
 
                 board = TensorBoardLog(out / "tensorboard")
-                observer = Observers(observer, board)
+                observers.append(board)
+            observer = Observers(*observers)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         say_missing_classes(dataset, trainer.val_split)

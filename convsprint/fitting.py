@@ -127,6 +127,7 @@ def _split(what: str, images: np.ndarray, labels: np.ndarray | Sequence[int]) ->
         raise InputError(
             f"{what} of shape {images.shape} and type {images.dtype}: they must be (N, H, W) or (N, H, W, C), uint8, of {MIN_SIDE} "
             "pixels or more a side"
+            + ("; pass images.transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] in (1, 3, 4) else "")
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers")

@@ -71,9 +71,14 @@ class Network:
         return float((found == numbers).mean())
 
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file that `load` and the command line read, and its card beside it."""
+        """Write a .safetensors file that `load` and the command line read, and its card beside it.
+
+        Raises InputError where the name has another ending, or the folder is missing or cannot be written.
+        """
         if Path(path).suffix != ".safetensors":
             raise InputError(f"{path}: the name of a file of weights ends in .safetensors")
+        if not Path(path).parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
         save_weights(Path(path), self.module.state_dict(), self.card)
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
@@ -81,6 +86,8 @@ class Network:
         (height, width), channels = self._trained.card["image_size"], self._trained.card["num_channels"]
         if isinstance(images, np.ndarray) and images.shape[1:] == (height, width, channels) and images.dtype == np.uint8:
             return images
+        if isinstance(images, np.ndarray):
+            _demand_channels_last(images, channels)
         is_one = isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__")
         is_one = (
             is_one or isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] in (1, 3, 4))
@@ -94,6 +101,7 @@ class Network:
         if isinstance(image, str | Path):
             return read_image(Path(image), channels, height, width)[0]
         if isinstance(image, np.ndarray):
+            _demand_channels_last(image, channels)
             if image.shape == (height, width, channels) and image.dtype == np.uint8:
                 return image
             if image.dtype != np.uint8 or not _is_image(image):
@@ -104,6 +112,17 @@ class Network:
         if not isinstance(image, Image.Image):
             raise InputError(f"a {type(image).__name__} is no image: pass a path, a PIL image or an array")
         return prepare(image, channels, height, width)
+
+
+def _demand_channels_last(array: np.ndarray, channels: int) -> None:
+    """Raise InputError where an array is (C, H, W) or (N, C, H, W), as torch has images, by its shape.
+
+    (1, H, W) is not refused: it is one grey image either way.
+    """
+    is_asked = array.ndim == 4 or array.ndim == 3 and channels > 1
+    if is_asked and array.shape[-3] == channels and array.shape[-1] not in (1, 3, 4, channels):
+        axes = "1, 2, 0" if array.ndim == 3 else "0, 2, 3, 1"
+        raise InputError(f"an array of shape {array.shape} has its channels first: pass array.transpose({axes})")
 
 
 def _is_image(array: np.ndarray) -> bool:

@@ -91,6 +91,21 @@ def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
 
 
+def demand_batch(batch_size: int, count: int, images_per_draw: int, processes: int) -> None:
+    """Raise InputError where batches of `batch_size` cannot be made of `count` training images, or not be shared out."""
+    if batch_size > count:
+        raise InputError(
+            f"a batch of {batch_size} is larger than the data: only {count} training images are left beside the validation images; "
+            "choose a smaller batch_size"
+        )
+    if batch_size % (images_per_draw * processes):
+        raise InputError(
+            f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
+            f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
+            f"process{'' if processes == 1 else 'es'})"
+        )
+
+
 class _Sampler:
     """Which images are in the batch of a global step, and which of them are this process's.
 
@@ -100,17 +115,7 @@ class _Sampler:
 
     def __init__(self, count: int, batch_size: int, seed: int, shard: tuple[int, int], images_per_draw: int = 1) -> None:
         self.rank, processes = shard
-        if batch_size > count:
-            raise InputError(
-                f"a batch of {batch_size} is larger than the data: only {count} training images are left beside the "
-                "validation images; choose a smaller batch_size"
-            )
-        if batch_size % (images_per_draw * processes):
-            raise InputError(
-                f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
-                f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
-                f"process{'' if processes == 1 else 'es'})"
-            )
+        demand_batch(batch_size, count, images_per_draw, processes)
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.share = batch_size // processes
         self.steps_per_epoch = count // batch_size

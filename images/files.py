@@ -24,9 +24,13 @@ NAMED = 10
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is the system's, or an explanation of ours, and no one's image or class: it is passed
-    over in silence."""
+    """Whether a file or folder of that name is the system's, or an explanation of ours, and no one's image or class."""
     return name.startswith(".") or name.lower() in LITTER_FOLDERS or name.endswith(EXPLANATION)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of that name is taken for an image."""
+    return name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name)
 
 
 def natural(name: str) -> tuple[list[int | str], str]:
@@ -35,24 +39,26 @@ def natural(name: str) -> tuple[list[int | str], str]:
 
 
 def walk_images(folder: Path | str, onerror: Callable[[OSError], object] | None = None) -> tuple[list[Path], list[Path]]:
-    """The files with an image's ending in `folder` and the folders within, and all other files; sorted by name within a folder.
+    """The files with an image's ending in `folder` and the folders within, and all other files and hidden folders.
 
-    `onerror` is called with the error of a folder that cannot be entered.
+    Sorted by name within a folder. `onerror` is called with the error of a folder that cannot be entered.
     """
     images: list[Path] = []
     others: list[Path] = []
     for here, folders, files in os.walk(folder, onerror=onerror):
+        others += [Path(here, name) for name in sorted(folders) if is_hidden(name)]
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(name for name in files if not is_hidden(name)):
-            (images if name.lower().endswith(IMAGE_ENDINGS) else others).append(Path(here, name))
+        for name in sorted(files):
+            (images if is_image(name) else others).append(Path(here, name))
     return images, others
 
 
 def say_left_out(folder: Path | str, others: Sequence[Path]) -> None:
-    """One line on stderr for the files that are left out because they have no image's ending."""
+    """One line on stderr for the files and folders that are left out because they are hidden or have no image's ending."""
     if others:
+        what = "files and folders" if len(others) > 1 else "folder" if others[0].is_dir() else "file"
         print(
-            f"note: {len(others):,} file{'s' * (len(others) > 1)} in {printable(folder)} left out, without the ending of an image, "
+            f"note: {len(others):,} {what} in {printable(folder)} left out, hidden or without the ending of an image, "
             f"as {printable(others[0])}",
             file=sys.stderr,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import sys
 import urllib.request
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ def load(
         say_copies(dataset)
         return dataset
     if name not in PUBLIC:
-        close = difflib.get_close_matches(name, PUBLIC, 1)
+        own = [f"{'folder' if os.path.isdir(name) else 'npz'}:{name}"] if name and os.path.exists(name) else []
+        close = own or difflib.get_close_matches(name, PUBLIC, 1)
         raise InputError(
             f"unknown data set '{name}'{f' (did you mean {close[0]}?)' if close else ''}: choose from "
             f"{', '.join(PUBLIC)}, folder:PATH, npz:FILE"

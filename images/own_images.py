@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from config import InputError
-from images.files import IMAGE_ENDINGS, ReadImage, decode, is_hidden, natural, printable, say_left_out, some_of, walk_images
+from images.files import ReadImage, decode, is_hidden, is_image, natural, printable, say_left_out, some_of, walk_images
 from images.sources import SPLIT_NAMES, ImageDataset, Split, stratified_split
 from utils import demand_regular_file
 
@@ -55,7 +55,7 @@ def load_folder(
         others = sorted(set(_class_names(folder, least=1)) - set(classes), key=natural)
         if others:
             raise InputError(f"{folder} has classes that are unknown: {some_of(others)}; known are {some_of(classes)}")
-    litter: list[Path] = []
+    litter = [path for folder in dict.fromkeys([path, *folders.values()]) for path in _beside_classes(folder)]
     files = {part: _class_files(folder, classes, litter) for part, folder in (folders or {"all": path}).items()}
     say_left_out(path, litter)
     for part in ("train", "all"):
@@ -98,7 +98,7 @@ def _holds_images(folder: Path, deep: bool = True) -> bool:
     """Whether there are images in `folder` itself; with `deep`, in the folders within too."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if deep and not is_hidden(name)]
-        if any(name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name) for name in files):
+        if any(map(is_image, files)):
             return True
     return False
 
@@ -166,13 +166,17 @@ def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _beside_classes(folder: Path) -> list[Path]:
+    """The files beside the class or split folders in `folder`, and hidden folders, but no images, which are counted on stderr."""
+    beside = [path for path in sorted(folder.iterdir()) if path.is_file() or is_hidden(path.name)]
+    others = [path for path in beside if not (path.is_file() and is_image(path.name))]
+    if len(beside) > len(others):
+        print(f"note: {len(beside) - len(others):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
+    return others
+
+
 def _class_files(folder: Path, classes: Sequence[str], litter: list[Path]) -> list[list[Path]]:
     """The image files of each class, those in folders within too; other files are added to `litter`."""
-    beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path.name)]
-    images = [path for path in beside if path.name.lower().endswith(IMAGE_ENDINGS)]
-    if images:
-        print(f"note: {len(images):,} images in {folder} itself left out: they are of no class", file=sys.stderr)
-    litter += [path for path in beside if path not in images]
     found = []
     for name in classes:
         images, others = walk_images(folder / name)

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import sys
 import zipfile
@@ -33,7 +34,8 @@ class Split(NamedTuple):
 
 def file_name(dataset_name: str) -> str:
     """The name of a data set as a part of file names."""
-    return Path(dataset_name).stem if ":" in dataset_name else dataset_name
+    kind, colon, path = dataset_name.partition(":")
+    return Path(os.path.abspath(path)).stem if colon else kind
 
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -82,19 +84,25 @@ class ImageDataset:
         return found
 
 
+def demand_splittable(labels: np.ndarray, count: int) -> None:
+    """Raise InputError where `stratified_split` cannot split off `count` images with these labels."""
+    classes, counts = np.unique(labels, return_counts=True)
+    least, most = int((counts > 1).sum()), len(labels) - len(classes)
+    if not max(1, least) <= count <= most:
+        raise InputError(
+            f"cannot split off {count:,} images: only {len(labels):,} are available, and each of the {len(classes)} classes "
+            + (f"needs some on both sides; choose from {least:,} to {most:,}" if most else "has a single one")
+        )
+
+
 def stratified_split(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """(the rest, `count` images) of `split`, each with the class proportions of the whole; the same for the same seed.
 
     No class gives its last image. Raises InputError where `count` is less than one image for each class that can give one, or
     more than can be given.
     """
+    demand_splittable(split.labels, count)
     classes, counts = np.unique(split.labels, return_counts=True)
-    least, most = int((counts > 1).sum()), len(split.labels) - len(classes)
-    if not max(1, least) <= count <= most:
-        raise InputError(
-            f"cannot split off {count:,} images: only {len(split.labels):,} are available, and each of the {len(classes)} classes "
-            + (f"needs some on both sides; choose from {least:,} to {most:,}" if most else "has a single one")
-        )
     # Each class gives its share rounded down; the classes that lose most by that give one more.
     shares = counts * count / len(split.labels)
     quotas = shares.astype(int)

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from config import TrainConfig
-from images.data import ImageDataset, Split
+from config import InputError, TrainConfig
+from images.data import ImageDataset, Split, demand_batch
 from images.files import some_of
+from images.sources import demand_splittable
 from learning import distributed
 from learning.schedule import cycle_ends
 
@@ -40,22 +41,26 @@ FITTED = (
 Value = TypeVar("Value", int, float, bool)
 
 
-def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] = ()) -> TrainConfig:
+def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] | None = None) -> TrainConfig:
     """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
 
-    Fields whose names are `given` were set by the user and stay. What was chosen is said in one line on stderr. Data of the size of
-    CIFAR-10 change nothing.
+    Fields whose names are `given` were set by the user and stay; None: there are no options to set them. What was chosen is said in
+    one line on stderr. Data of the size of
+    CIFAR-10 change nothing. Raises InputError, before anything is said, where what the user set does not fit the data.
     """
     counts = np.bincount(dataset.train.labels)
     images, processes = len(dataset.train.labels), distributed.size()
 
     def choose(name: str, value: Value) -> Value:
-        return getattr(config, name) if name in given else value
+        return getattr(config, name) if name in fixed else value
 
+    fixed = given or ()
+    if dataset.val and "val_images" in fixed:
+        raise InputError(f"{dataset.name} has {len(dataset.val.labels):,} validation images of its own: leave out val_images")
     most = images - int(np.count_nonzero(counts))  # every class keeps one to train on
     val = min(config.val_images, most, max(int((counts > 1).sum()), images // SHARE_OF_VALIDATION))
     val = len(dataset.val.labels) if dataset.val else choose("val_images", val)
-    rest = images if dataset.val else images - val
+    rest = images if dataset.val else max(1, images - val)  # fewer are refused below
     batch = max(MIN_BATCH, 2 ** int(math.log2(max(1, rest / STEPS_PER_EPOCH))))
     batch = min(config.batch_size, rest, batch)
     batch = choose("batch_size", max(processes, batch - batch % processes))
@@ -69,23 +74,33 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
         flip=choose("flip", config.flip and dataset.flips),
         image_size=choose("image_size", dataset.image_size[0]),
     )
+    demand_fits(fitted, dataset)
     steps_per_epoch = max(1, rest // batch)
     if not config.steps and config.epochs * steps_per_epoch < MIN_STEPS:
         fitted = replace(fitted, epochs=choose("epochs", math.ceil(MIN_STEPS / steps_per_epoch)))
     steps = cycle_ends(fitted, steps_per_epoch)[0]
     fitted = replace(fitted, ema_decay=choose("ema_decay", min(config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps))))
-    _say(config, fitted, dataset, steps)
+    _say(config, fitted, dataset, steps, given is not None)
     return fitted
 
 
-def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps: int) -> None:
+def demand_fits(config: TrainConfig, dataset: ImageDataset) -> None:
+    """Raise InputError where `dataset` has not as many images as the validation split or a batch of `config` needs."""
+    rest = len(dataset.train.labels)
+    if config.val_images and not dataset.val:
+        demand_splittable(dataset.train.labels, config.val_images)
+        rest -= config.val_images
+    demand_batch(config.batch_size, rest, config.images_per_draw if config.augmentations else 1, distributed.size())
+
+
+def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps: int, with_options: bool) -> None:
     """Say in one line what of `fitted` is not as in `config`; how many images there are to normalise by is of no interest."""
     texts = {
         "image_size": f"images of {fitted.image_size}x{fitted.image_size} pixels",
         "val_images": f"{fitted.val_images:,} of them for validation",
         "batch_size": f"batches of {fitted.batch_size}",
         "epochs": f"{fitted.epochs:g} epochs ({steps:,} steps)",
-        "ema_decay": f"weights averaged with decay {fitted.ema_decay:.3g}",
+        "ema_decay": f"weights averaged with decay {fitted.ema_decay:.3g}" if fitted.ema_decay else "weights not averaged",
         "flip": "no mirroring",
     }
     if dataset.val:
@@ -98,10 +113,10 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         texts.pop("flip")
     changed = {name: text for name, text in texts.items() if getattr(config, name) != getattr(fitted, name)}
     if changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed if not (dataset.val and name == "val_images"))
         print(
             f"note: chosen for {len(dataset.train.labels):,} training images: {'; '.join(changed.values())}"
-            f" (yours instead with {options})",
+            + (f" (yours instead with {options})" if with_options and options else ""),
             file=sys.stderr,
         )
 

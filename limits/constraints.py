@@ -59,7 +59,7 @@ def check(
     other = _check(_trace(model, image_size, num_channels, -1), model, blocks)  # does it go the same way with another image?
     why = f"because the network decides by the values of its images ({reads[0]})"
     return [
-        one if one.passed == two.passed else replace(one, value=f"unknown, {why}: {one.value} or {two.value}", passed=None)
+        one if one.passed == two.passed else replace(one, value=f"unknown, {why}", passed=None)
         for one, two in zip(found, other, strict=True)
     ]
 
@@ -123,7 +123,7 @@ def _blocks(trace: Trace, blocks: Blocks) -> Constraint:
     passed: bool | None = not problems and set(counts) <= {str(LAYERS_PER_BLOCK), "?"}
     # An opaque module outside of the blocks may hold the missing ones; one in a block holds that block's layers alone.
     if opaque and (passed or None in unseen):
-        passed, value = None, f"unknown, because {_unseen(opaque)}: {value}"
+        passed, value = None, f"unknown, because {_unseen(opaque)}"
     return Constraint(" ".join(BLOCKS), value, f"{LAYERS_PER_BLOCK} layers each, then O", passed)
 
 
@@ -137,7 +137,7 @@ def _global_average_pooling(trace: Trace, blocks: Blocks) -> Constraint:
     if opaque:
         passed, value = None, f"unknown, because {_unseen(opaque)}"
     elif strange and all(op in strange or op.global_pooling == "average" for op in trace.heads):
-        passed, value = None, f"unknown, because it cannot be told whether this is an average: {value}"
+        passed, value = None, f"unknown, because it cannot be told whether {value} is an average"
     return Constraint("GAP", value, "global average after C4", passed)
 
 
@@ -183,7 +183,7 @@ def _receptive_field(trace: Trace) -> Constraint:
     passed: bool | None = smaller > MIN_RECEPTIVE_FIELD
     if not passed and (opaque or (seen.at_least and seen.arithmetic is None)):
         why = _unseen(opaque) if opaque else "the network takes no larger images"
-        passed, value = None, f"unknown, because {why}: {value}"
+        passed, value = None, f"unknown, because {why}"
     return Constraint("receptive field", value, limit, passed)
 
 

@@ -86,6 +86,12 @@ class Predict:
         from utils import demand_new, demand_writable
 
         if self.sheet:
+            for folder in self.images:
+                if folder.is_dir() and self.sheet.resolve().is_relative_to(folder.resolve()):
+                    raise InputError(
+                        f"--sheet {self.sheet} lies in {folder}: it would be taken for an image there the next time; write it to "
+                        "another folder"
+                    )
             demand_new(self.sheet, self.overwrite)
             demand_writable(self.sheet.parent)
         network = load_network(self.weights, self.device, self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -131,6 +132,7 @@ def load_test_images(network: TrainedNetwork, name: str, data_dir: Path, skip_un
     card = network.card
     dataset = data.load(name, data_dir, card["image_size"][0], skip_unreadable, card["classes"], only_test=True)
     if len(dataset.train.labels):
+        _say_copies_of_training(network, dataset, data_dir)
         return dataset
     whole, known = len(dataset.test.labels), card.get("data")
     if known and sum(known[part] for part in ("train", "val", "test")) == whole or name == card["dataset"]:
@@ -143,7 +145,22 @@ def load_test_images(network: TrainedNetwork, name: str, data_dir: Path, skip_un
             )
             return split
     print(f"note: all {whole:,} images of the folder are evaluated", file=sys.stderr)
+    _say_copies_of_training(network, dataset, data_dir)
     return dataset
+
+
+def _say_copies_of_training(network: TrainedNetwork, dataset: data.ImageDataset, data_dir: Path) -> None:
+    """Say on stderr how many test images of other data are images that the network was trained on, where those are still there."""
+    card = network.card
+    if ":" not in dataset.name or ":" not in card["dataset"] or dataset.name == card["dataset"] or not card.get("data"):
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            trained = data.load(card["dataset"], data_dir, card["image_size"][0], True, card["classes"])
+    except InputError:  # moved or changed since
+        return
+    if trained.content() == card["data"]:
+        data.say_copies(replace(dataset, train=trained.train, val=None))
 
 
 def show_accuracy(
@@ -220,7 +237,7 @@ def show_drawings(network: TrainedNetwork, data_dir: Path, as_json: bool, sheet:
 def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The image files of `named`: files as they are, of folders and the folders within all files with an image's ending.
 
-    Sorted within a folder; what begins with a dot is left out, other files too, with a note. The second list names, each in one
+    Sorted within a folder; other files and what begins with a dot are left out, with a note. The second list names, each in one
     line, what is not there, cannot be entered or holds no image.
     """
     found, faults = [], []

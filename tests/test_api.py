@@ -112,6 +112,24 @@ def test_images_of_every_kind_are_predicted_as_on_the_command_line(network, colo
             again.predict(wrong)
 
 
+def test_channels_first_are_refused_with_the_line_that_mends_it(network, colours):
+    image = colours[0][4]
+    for wrong, axes in ((image.transpose(2, 0, 1), "1, 2, 0"), (colours[0][:5].transpose(0, 3, 1, 2), "0, 2, 3, 1")):
+        with pytest.raises(convsprint.InputError, match=rf"channels first: pass array.transpose\({axes}\)"):
+            network.predict(wrong)
+    with pytest.raises(convsprint.InputError, match=r"pass array.transpose\(1, 2, 0\)"):
+        network.predict([image.transpose(2, 0, 1)])
+    with pytest.raises(convsprint.InputError, match=r"pass images.transpose\(0, 2, 3, 1\)"):
+        convsprint.fit(colours[0].transpose(0, 3, 1, 2), colours[1])
+    assert len(network.predict([image[..., 0], image[..., 1], image[..., 2]])) == 3  # grey images, which is said by the list
+
+
+def test_a_missing_folder_is_not_made(network, tmp_path):
+    with pytest.raises(convsprint.InputError, match="w.safetensors: there is no folder"):
+        network.save(tmp_path / "typo" / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_seeds_are_as_documented(colours):
     images, labels = colours
     random.seed(5), np.random.seed(5), torch.manual_seed(5)

@@ -92,6 +92,11 @@ def test_evaluate_takes_all_images_of_a_new_folder(trained, tmp_path, capsys):
         assert run("evaluate", *weights, f"folder:{place}") == 0
         output, errors = capsys.readouterr()
         assert "on the 6 test images" in output and "only the 6 others are evaluated" in errors
+    # New images among which there are some that it was trained on.
+    for i in range(10):
+        shutil.copy(photos / "red" / f"{i}.png", new / "red" / f"copy{i}.png")
+    assert run("evaluate", *weights, f"folder:{new}") == 0
+    assert "8 of the 18 test images are exact copies of training images" in capsys.readouterr().err
     assert run("evaluate", *weights, f"folder:{write_unknown(tmp_path / 'unknown')}") == 2
     assert "classes that are unknown: emu; known are blue, green, red" in capsys.readouterr().err
 

@@ -64,6 +64,28 @@ def test_runs_of_the_same_name_get_folders_of_their_own(root):
     assert sorted(path.name for path in runs.iterdir()) == ["baseline-photos", "baseline-photos-2"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--val-images", 5000), "cannot split off 5,000 images: only 60"),
+        (("--batch-size", 512), "a batch of 512 is larger than the data"),
+        (("--teacher", "none.safetensors"), "none.safetensors"),
+    ],
+)
+def test_a_wrong_number_removes_makes_and_prints_nothing(root, wrong, words):
+    data, out = write_npz(root / "own.npz"), root / "run"
+    out.mkdir()
+    for name in ("model.safetensors", "log.csv"):
+        (out / name).write_text("of an earlier run")
+    before = files(out)
+    for more in (("--out", out, "--overwrite"), ("--out", root / "new")):
+        result = run_main(*TRAIN, "--dataset", f"npz:{data}", *more, *wrong)
+        assert_refused(result, words)
+        if wrong[0] != "--teacher":  # whose file is read when the training starts
+            assert result.stdout == "" and "chosen for" not in result.stderr
+    assert files(out) == before and not (root / "new").exists()
+
+
 def test_a_folder_that_the_user_names_must_be_free(tmp_path):
     data, out = write_npz(tmp_path / "own.npz"), tmp_path / "run"
     arguments = (*TRAIN, "--dataset", f"npz:{data}", "--out", out)
@@ -124,7 +146,7 @@ def test_a_line_for_each_epoch_also_in_a_file(tmp_path):
     with open(out / "log.csv", "a") as file:  # as if killed between an evaluation and its checkpoint
         file.write("9,9,9,9,9,9,9,9,9\n")
     quiet = run_main(*arguments, "--resume", "--epochs", 5, "-q")
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, f"{out}\n", "")
     history = json.loads((out / "run.json").read_text())["history"]
     assert len(history["evaluations"]) == 5
     check(history)

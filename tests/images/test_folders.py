@@ -116,15 +116,24 @@ def test_classes_in_natural_order_and_in_that_of_an_old_checkpoint(tmp_path):
 def test_litter_is_left_out_with_one_counted_note_by_all_commands(tmp_path, capsys):
     folder = tmp_path / "photos"
     write_splits(folder, "train", "test")
-    for place in ("train/cat/Thumbs.db", "train/dog/desktop.ini", "test/dog/notes.txt", "train/.DS_Store", "train/cat/._0.png"):
+    places = (
+        "train/cat/Thumbs.db",
+        "train/dog/desktop.ini",
+        "test/dog/notes.txt",
+        "train/.DS_Store",
+        "train/cat/._0.png",
+        "read.me",
+    )
+    for place in places:
         (folder / place).write_bytes(b"litter")
     write_images(folder / "train" / "__MACOSX" / "cat", 2)
+    write_images(folder / "__MACOSX" / "cat", 2)
     dataset = load_folder(folder)
     assert dataset.classes == ("cat", "dog") and len(dataset.train.labels) == 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert len(notes) == 1 and notes[0].startswith("note: 3 files in")
+    assert len(notes) == 1 and notes[0].startswith("note: 8 files and folders in")
     find_images([folder])
-    assert "note: 3 files in" in capsys.readouterr().err
+    assert "note: 8 files and folders in" in capsys.readouterr().err
 
 
 def test_endings_and_folders_in_class_folders(tmp_path):

@@ -272,3 +272,21 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, ending):
             assert str(path) in str(error) and "\n" not in str(error)
             refused += 1
     assert refused > 10
+
+
+@pytest.mark.parametrize("name", ["folder:photos", "folder:./photos/", "folder:new/../photos", "npz:photos.npz"])
+def test_names_of_files_have_no_colon_and_are_not_empty(tmp_path, monkeypatch, name):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert data.file_name(name) == "photos"
+    monkeypatch.chdir("photos")
+    assert data.file_name("folder:.") == "photos"
+
+
+def test_a_path_without_its_kind_gets_it_proposed(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "own.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    for name, meant in (("photos", "folder:photos"), ("own.npz", "npz:own.npz"), ("cifar", "cifar10")):
+        with pytest.raises(InputError, match=f"unknown data set '{name}' .did you mean {meant}"):
+            data.load(name, tmp_path)

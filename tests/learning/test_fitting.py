@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from config import PRESETS, TrainConfig
+from config import PRESETS, InputError, TrainConfig
 from conftest import random_split
 from images.data import ImageDataset, Split
 from learning.fitting import MIN_STEPS, fit_to_data, say_missing_classes
@@ -64,6 +64,16 @@ def test_mirroring_is_a_property_of_the_data(capsys):
 def test_validation_split_of_the_data_set(capsys):
     config = fit_to_data(BASELINE, dataset(60, val=random_split(7, 3)))
     assert config.val_images == 7 and "the 7 validation images of the data set" in capsys.readouterr().err
+    with pytest.raises(InputError, match="has 7 validation images of its own: leave out val_images"):
+        fit_to_data(BASELINE, dataset(60, val=random_split(7, 3)), ("val_images",))
+
+
+def test_the_note_names_options_only_where_there_are_such(capsys):
+    fit_to_data(BASELINE, dataset(60))  # as for a sprint
+    assert "yours instead" not in capsys.readouterr().err
+    fit_to_data(replace(BASELINE, steps=2), dataset(60, val=random_split(7, 3)), ("steps",))
+    said = capsys.readouterr().err
+    assert "weights not averaged (yours instead with --image-size, --batch-size, --ema-decay)" in said
 
 
 def test_classes_without_images_are_listed(capsys):

@@ -136,7 +136,7 @@ def test_a_network_that_takes_no_larger_images_is_seen_in_part() -> None:
     assert seen == Constraint("receptive field", "114 px by arithmetic, at least 32 px by gradient", "> 44 px", True)
     seen = check(changed(C4=nn.Sequential(Good().C4, FixedShuffle())))[5]
     assert seen.passed is None
-    assert seen.value == "unknown, because the network takes no larger images: by gradient only: at least 32 px"
+    assert seen.value == "unknown, because the network takes no larger images"
 
 
 def test_global_averages_of_networks_that_ask() -> None:
@@ -178,8 +178,7 @@ def test_two_ways_by_the_values_of_the_images() -> None:
     found = {one.name: one for one in check(TwoWays())}
     assert found["GAP"].passed
     assert found["dilated"].passed is None
-    assert found["dilated"].value.startswith("unknown, because the network decides by the values of its images (bool in forward): ")
-    assert {"0 dilated", "1 dilated by 2"} == set(found["dilated"].value.partition("): ")[2].split(" or "))
+    assert found["dilated"].value == "unknown, because the network decides by the values of its images (bool in forward)"
 
 
 def test_values_that_leave_torch() -> None:
@@ -197,7 +196,7 @@ def test_torchscript_cannot_be_looked_into() -> None:
     found = {one.name: one for one in check(changed(C2=torch.jit.script(Good().C2)))}
     reason = "unknown, because TorchScript in C2 cannot be looked into"
     assert found["parameters"].value == "6,498"
-    assert (found["C1 C2 C3 C4 O"].passed, found["C1 C2 C3 C4 O"].value) == (None, f"{reason}: 3 ? 3 3")
+    assert (found["C1 C2 C3 C4 O"].passed, found["C1 C2 C3 C4 O"].value) == (None, reason)
     assert (found["depthwise separable"].passed, found["depthwise separable"].value) == (None, reason)
     assert all(found[name].passed for name in ("GAP", "dilated", "receptive field"))
 

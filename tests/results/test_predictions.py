@@ -85,7 +85,7 @@ def test_folder_is_predicted_and_what_cannot_be_is_named(weights, folder, tmp_pa
         assert any(name in error for error in errors)
     assert "grey.png: converted from L to RGB" in result.stderr
     assert "grey.png: resized from 64x90 to 32x32" in result.stderr
-    assert "1 file in" in result.stderr and "notes.txt" in result.stderr and ".hidden" not in result.stderr
+    assert f"2 files and folders in {folder} left out, hidden or without the ending of an image" in result.stderr
     assert "20 images in" in result.stderr
 
 
@@ -205,9 +205,19 @@ def test_device_that_is_not_there(weights, device, capsys):
 
 
 def test_sheet_that_cannot_be_written_is_said_before_anything_is_predicted(weights, folder, capsys):
-    assert main.main(["predict", "--weights", str(weights), str(folder), "--sheet", str(folder / "12.png" / "s.png")]) == 2
+    assert main.main(["predict", "--weights", str(weights), str(folder), "--sheet", str(weights / "s.png")]) == 2
     output, errors = capsys.readouterr()
     assert output == "" and "cannot write" in errors
+
+
+def test_sheet_is_not_written_among_the_images(weights, folder, tmp_path, monkeypatch, capsys):
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    for images, sheet in ((folder, folder / "sheet.png"), (Path("."), Path("sheet.png")), (folder, folder / "new" / "sheet.png")):
+        assert main.main(["predict", str(images), "--weights", str(weights), "--sheet", str(sheet)]) == 2
+        assert "it would be taken for an image there the next time" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+    assert main.main(["predict", str(folder / "00.png"), "--weights", str(weights), "--sheet", str(tmp_path / "sheet.png")]) == 0
 
 
 def test_grey_weights_take_colour_files(tmp_path, folder):
