@@ -107,8 +107,8 @@ class _Sampler:
             )
         if batch_size % (images_per_draw * processes):
             raise InputError(
-                f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
-                f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
+                f"batch size {batch_size} must be a multiple of {images_per_draw * processes} "
+                f"(images_per_draw {images_per_draw} x {processes} "
                 f"process{'' if processes == 1 else 'es'})"
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed

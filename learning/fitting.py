@@ -86,7 +86,7 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         "batch_size": f"batches of {fitted.batch_size}",
         "epochs": f"{fitted.epochs:g} epochs ({steps:,} steps)",
         "ema_decay": f"weights averaged with decay {fitted.ema_decay:.3g}",
-        "flip": "no mirroring",
+        "flip": "no flips",
     }
     if dataset.val:
         texts["val_images"] = f"the {fitted.val_images:,} validation images of the data set"
@@ -101,7 +101,7 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         print(
             f"note: chosen for {len(dataset.train.labels):,} training images: {'; '.join(changed.values())}"
-            f" (yours instead with {options})",
+            f" (override with {options})",
             file=sys.stderr,
         )
 
