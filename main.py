@@ -1,4 +1,4 @@
-"""Train small networks against the clock and use them. Without a command, `sprint` runs. `./run.sh COMMAND --help` lists options."""
+"""Train small networks against the clock and use them. Without a command, `sprint` runs. `COMMAND --help` lists the options."""
 
 from commands import STARTED  # noqa: F401 (the first import of all: the clock of the whole process starts there)
 

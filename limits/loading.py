@@ -61,7 +61,8 @@ def load_class(spec: str) -> Callable[..., nn.Module] | nn.Module:
             if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
         ]
         problem = f"there is no '{name}' in '{location}'" if found is None else f"'{name}' in '{location}' is not an nn.Module"
-        raise InputError(f"{problem}; {f'its networks: {", ".join(classes)}' if classes else 'the file defines no nn.Module'}")
+        others = f"its networks: {', '.join(classes)}" if classes else "the file defines no nn.Module"
+        raise InputError(f"{problem}; {others}")
     return found
 
 

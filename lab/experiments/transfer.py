@@ -37,8 +37,8 @@ class Transfer(Experiment):
     """Use what a network learned from other images: from scratch against frozen features against fine-tuning all of it.
 
     Without --source, the source is a network trained on MNIST for digits, cifar8 (trained on the eight classes of CIFAR-10 other
-    than cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10 it
-    ships in weights/, for others it is trained first.
+    than cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10
+    it ships in weights/, for others it is trained first.
     """
 
     target: Annotated[str | None, STATED] = None
