@@ -1,4 +1,4 @@
-"""ConvSprint's command line: `./run.sh COMMAND --help`. Without a command it sprints."""
+"""Train small networks against the clock and use them. Without a command, `sprint` runs. `COMMAND --help` lists the options."""
 
 from commands import STARTED  # noqa: F401 (the first import of all: the clock of the whole process starts there)
 

@@ -350,5 +350,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def demand_writable(folder: Path) -> None:
     """Raise InputError unless files can be made in `folder` (itself made where it is missing): better before a training."""
     probe = folder / ".writable"
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -83,10 +83,11 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
             seeds = json.loads(path.read_text())
+            command = seeds["command"].replace("python main.py", "./run.sh")  # as older records say it
             notes.append(
                 f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
                 f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
-                f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{seeds['command']}`. {machine(seeds)}."
+                f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{command}`. {machine(seeds)}."
             )
     return "\n".join([*rows, "", *notes])
 

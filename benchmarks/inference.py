@@ -37,7 +37,7 @@ class Benchmark:
     """Time the networks of presets, form by form, in turn."""
 
     presets: tuple[str, ...] = ("accurate", "slim", "fast85")
-    """Whose networks."""
+    """Presets of the networks."""
     batch_size: int = 256
     """Images a call."""
     rounds: int = 10

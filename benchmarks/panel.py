@@ -127,7 +127,7 @@ class Panel:
     first_seed: int = 0
     """Seed of the first; the others follow."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are."""
+    """Folder that holds the data sets."""
     limit: float = 360.0
     """Seconds of the clock after which a training is cut."""
     json: Path | None = None

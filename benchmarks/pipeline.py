@@ -66,7 +66,7 @@ class Pipeline:
     dataset: str = "auto"
     """cifar10, shapes, digits, ... as for main.py train; auto is cifar10 where it can be had, else shapes."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     presets: tuple[str, ...] = ("baseline",)
     """Whose training is measured; the batch size and the augmentation of the first are those of the pipeline alone."""
     workers: tuple[int, ...] = (0, 1, 2)
@@ -80,7 +80,7 @@ class Pipeline:
     repeats: int = 5
     """Rounds; the tables give the median over them, with the least and the most."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     json: Path | None = None
     """Write the record here."""
     quick: bool = False

@@ -262,11 +262,11 @@ class Arguments:
     dataset: str = "cifar10"
     """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are."""
+    """Folder that holds the data sets."""
     seed: int = 0
     """Seeds the weights, the split and the order of the images."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     limit: float = 0.0
     """Seconds after which training is cut; 0 for none."""
 

@@ -72,7 +72,7 @@ class Benchmark:
     data_dir: Path = ROOT / "data"
     """Holds CIFAR-10."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     quick: bool = False
     """Two seeds, and references cut after 20 s each: a check, no record to quote."""
     readme: bool = False

@@ -221,5 +221,5 @@ def take_weights(model: nn.Module, start: TrainedNetwork, dataset: ImageDataset,
     if start.card["classes"] != list(dataset.classes):
         last = last_layer(model)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{last}.")}
-        print(f"note: {path} knows other classes than {dataset.name}: its last layer is replaced by a new one", file=sys.stderr)
+        print(f"note: the classes of {path} and {dataset.name} differ: its last layer is replaced by a new one", file=sys.stderr)
     model.load_state_dict(state, strict=False)

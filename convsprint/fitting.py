@@ -116,7 +116,7 @@ def _dataset(
         if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() < count:
             raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}")
     if count < 2 or len(np.unique(train.labels)) < 2:
-        raise InputError("there is one class only: two or more are needed")
+        raise InputError("there is one class only: a data set requires two or more")
     names = tuple(map(str, classes if classes is not None else range(count)))
     return ImageDataset("arrays", train, held, names)
 

@@ -60,7 +60,7 @@ class Grade:
     """Time the queued submissions to 55% test accuracy, each in a sandbox, and write their scores to the store.
 
     A score is the median wall time of training over the repeats, in seconds. Nothing of a submission is trusted:
-    docs/grading.md says what is measured how, and what the sandbox keeps from it. Exit status: 0 when the queue is empty, 130
+    docs/grading.md explains what is measured and what the sandbox blocks. Exit status: 0 when the queue is empty, 130
     interrupted; what was being graded is then queued again.
     """
 
@@ -71,7 +71,7 @@ class Grade:
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
     timeout: float = 360.0
-    """Seconds for training, and as many for what comes before it."""
+    """Time limit in seconds for training; the same limit applies to set-up."""
     repeats: int = 3
     """Runs of each submission, each with its own seed."""
     seed: int = 0

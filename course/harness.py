@@ -246,7 +246,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="holds cifar-10-batches-py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=360.0, help="seconds")
-    parser.add_argument("--threads", type=int, default=0, help="threads torch computes with; 0 leaves it to torch")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads for torch; 0 uses torch's default (one per core)")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args(arguments)
     if options.seed < 0 or options.threads < 0 or not options.limit > 0:

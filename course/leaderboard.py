@@ -122,7 +122,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "spread": lambda row: f"{row.fastest:.2f} to " + (f"{row.slowest:.2f}" if row.slowest < float("inf") else "missed"),
     "runs": lambda row: str(row.repeats),
     "accuracy": lambda row: f"{row.accuracy:.2%}",
-    "looks": lambda row: str(row.epochs),
+    "evaluations": lambda row: str(row.epochs),
     "before clock": lambda row: f"{row.preparation:.2f}",
     "parameters": lambda row: "" if row.parameters is None else f"{row.parameters:,}",
     "constraints": lambda row: (

@@ -100,7 +100,7 @@ def demand_batch(batch_size: int, count: int, images_per_draw: int, processes: i
         )
     if batch_size % (images_per_draw * processes):
         raise InputError(
-            f"a batch of {batch_size} cannot be shared out: choose a batch_size that is a multiple of "
+            f"batch size {batch_size} must be a multiple of "
             f"{images_per_draw * processes} (images_per_draw {images_per_draw} x {processes} "
             f"process{'' if processes == 1 else 'es'})"
         )

@@ -162,7 +162,9 @@ def _demand_no_other_splits(path: Path, folders: list[Path]) -> None:
 def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
     names = [entry.name for entry in _subfolders(folder)]
     if len(names) < least:
-        raise InputError(f"{folder} has {f'only the class {names[0]!r}' if names else 'no class folders'}: two or more are needed")
+        raise InputError(
+            f"{folder} has {f'only the class {names[0]!r}' if names else 'no class folders'}: a data set requires two or more"
+        )
     return tuple(names)
 
 

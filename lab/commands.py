@@ -1,4 +1,4 @@
-"""The course's experiments, each one command: `./run.sh lab NAME --help`."""
+"""Run an experiment or a measurement: `./run.sh lab NAME --help` lists its options."""
 
 from __future__ import annotations
 

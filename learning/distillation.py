@@ -40,15 +40,14 @@ class Teacher:
             path = ROOT / path
         if not path.exists():
             raise InputError(
-                f"there is no teacher {path}: train one first (./run.sh train --preset teacher), or name other "
-                "weights with --teacher, or none after it for no teacher"
+                f"teacher file missing: {path}. Train one (./run.sh train --preset teacher), pass other weights, "
+                "or leave --teacher empty"
             )
         network = TrainedNetwork.load(path, device)
         card = network.card
         if card["classes"] != classes:
             raise InputError(
-                f"the teacher {path} knows other classes ({', '.join(card['classes'])}) than the data set has "
-                f"({', '.join(classes)})"
+                f"classes differ: the teacher {path} has {', '.join(card['classes'])}; the data set has {', '.join(classes)}"
             )
         if card["num_channels"] != num_channels:
             raise InputError(

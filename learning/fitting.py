@@ -101,7 +101,7 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         "batch_size": f"batches of {fitted.batch_size}",
         "epochs": f"{fitted.epochs:g} epochs ({steps:,} steps)",
         "ema_decay": f"weights averaged with decay {fitted.ema_decay:.3g}" if fitted.ema_decay else "weights not averaged",
-        "flip": "no mirroring",
+        "flip": "no flips",
     }
     if dataset.val:
         texts["val_images"] = f"the {fitted.val_images:,} validation images of the data set"
@@ -116,7 +116,7 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed if not (dataset.val and name == "val_images"))
         print(
             f"note: chosen for {len(dataset.train.labels):,} training images: {'; '.join(changed.values())}"
-            + (f" (yours instead with {options})" if with_options and options else ""),
+            + (f" (override with {options})" if with_options and options else ""),
             file=sys.stderr,
         )
 

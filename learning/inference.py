@@ -152,8 +152,8 @@ class TrainedNetwork:
         """Raise InputError where `dataset` has other classes or channels than the network was trained on."""
         if list(dataset.classes) != self.card["classes"]:
             raise InputError(
-                f"the weights know other classes ({', '.join(self.card['classes'])}) than {dataset.name} has "
-                f"({', '.join(dataset.classes)})"
+                f"classes differ: the weights have {', '.join(self.card['classes'])}; {dataset.name} has "
+                f"{', '.join(dataset.classes)}"
             )
         if dataset.num_channels != self.card["num_channels"]:
             raise InputError(

@@ -19,7 +19,10 @@ FAILS, UNKNOWN = 1, 3  # exit statuses
 
 @dataclasses.dataclass
 class Summary:
-    """Print the torchinfo table of a preset's network and the table of its constraints."""
+    """Print the torchinfo table of a preset's network and the table of its constraints.
+
+    Exit status: 0 all constraints are satisfied, 1 any fails, 2 bad input.
+    """
 
     preset: str = "sprint"
     """Preset of the network."""
@@ -41,7 +44,7 @@ class Summary:
 class Check:
     """Print the torchinfo table and the table of constraints of any network. This runs the code of its file.
 
-    Exit status: 0 every constraint is met, 1 any fails, 3 none fails but one is unknown, 2 bad input.
+    Exit status: 0 all constraints are satisfied, 1 any fails, 3 none fails but one is unknown, 2 bad input.
     """
 
     network: tyro.conf.Positional[str]

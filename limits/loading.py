@@ -33,7 +33,7 @@ def load_class(spec: str) -> Callable[..., nn.Module] | nn.Module:
     """
     location, _, name = spec.rpartition(":")
     if not location or not name:
-        raise InputError(f"'{spec}' names no class: write path/to/file.py:Class or package.module:Class")
+        raise InputError(f"class missing in '{spec}': write FILE.py:CLASS or PACKAGE.MODULE:CLASS")
     path = Path(location)
     try:
         exists, is_file = path.exists(), path.is_file()
@@ -61,7 +61,8 @@ def load_class(spec: str) -> Callable[..., nn.Module] | nn.Module:
             if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
         ]
         problem = f"there is no '{name}' in '{location}'" if found is None else f"'{name}' in '{location}' is not an nn.Module"
-        raise InputError(f"{problem}; its networks: {', '.join(classes) or 'none'}")
+        others = f"its networks: {', '.join(classes)}" if classes else "the file defines no nn.Module"
+        raise InputError(f"{problem}; {others}")
     return found
 
 

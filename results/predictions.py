@@ -198,7 +198,7 @@ def show_drawings(network: TrainedNetwork, data_dir: Path, as_json: bool, sheet:
     """What can be shown of weights for CIFAR-10 where that data set is not: predictions of the project's own drawings."""
     classes = network.card["classes"]
     if tuple(classes) != drawings.CLASSES:
-        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded, and the weights know other classes than its")
+        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded, and the weights have other classes")
     images, labels = drawings.render()
     tops = network.most_probable(network.logits(images), top=5)
     correct = sum(top[0][0] == classes[label] for top, label in zip(tops, labels, strict=True))

@@ -1,4 +1,4 @@
-"""The way of an image through the server: read, decoded exactly as by `predict`, predicted together with whatever else waits.
+"""How an image flows through the server: read, decoded exactly as by `predict`, predicted together with whatever else waits.
 
 A request is admitted or told to come again. Its body is read once there is a place, and the pixels of its images wait in a bounded
 queue for one worker. So memory is bounded by the constants below, however many requests come.

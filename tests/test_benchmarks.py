@@ -317,7 +317,7 @@ def test_results_from_records(tmp_path, monkeypatch):
         **machine,
     }
     (tmp_path / "fast85-seeds.json").write_text(json.dumps(runs))
-    assert "3 seeds, each a fresh process: median 95 s (90 to 100), 1 missed" in accuracy.table(records)
+    assert "median 95 s (90 to 100), 1 missed: `./run.sh sprint --preset fast85`." in accuracy.table(records)
     for plot in (accuracy.plot_parameters, accuracy.plot_learning):
         plot(records, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -51,11 +51,6 @@ def missing_files(document: Path, root: Path = ROOT) -> list[str]:
     ]
 
 
-def written_part(document: Path) -> str:
-    """A document without the parts between two comments, which scripts write."""
-    return re.sub(r"<!-- ([\w-]+) -->.*?<!-- /\1 -->", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
 def refused_commands(text: str) -> Iterator[str]:
     """Each `./run.sh ...` in `text` that the command line does not take, and why; nothing is run."""
     for arguments in sorted({" ".join("".join(found).split()) for found in COMMAND.findall(text)}):
@@ -80,9 +75,9 @@ def test_named_files_exist(document):
     assert missing_files(document) == []
 
 
-@pytest.mark.parametrize("document", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", [*WRITTEN, *GENERATED], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_commands_are_taken(document):
-    text = written_part(document)
+    text = document.read_text(encoding="utf-8")
     assert list(refused_commands(text)) == []
     assert "python main.py" not in text, "./run.sh is the command everywhere"
 
@@ -104,11 +99,10 @@ def test_faults_of_a_document_are_found(tmp_path):
     page.write_text(
         "[a](other.md) [b](other.md#a-title-with-code) [c](#mine) [d](https://example.org/x.md)\n"
         "[e](gone.md) [f](other.md#no-title)\n## Mine\n`lab/gone.py` `config.py` `docs/gone.md` `docs/NAME.md` `docs/README.md`\n"
-        "<!-- made -->\n./run.sh made\n<!-- /made -->\n"
         "./run.sh sprint --sneeds 3  # a comment\n`./run.sh train --preset NAME\n--epochs 3`\n"
         "`./run.sh COMMAND --help` `./run.sh fly`\n"
     )
     assert broken_links(page) == ["gone.md", "other.md#no-title"]
     assert missing_files(page) == ["lab/gone.py", "docs/gone.md"]
-    first, second = refused_commands(written_part(page))
+    first, second = refused_commands(page.read_text())
     assert "fly" in first and "--sneeds" in second

@@ -228,13 +228,13 @@ def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str
     if always:
         quickest, slowest = min(always, key=always.get), max(always, key=always.get)
         says.append(
-            f"{TARGET:.0%} of the validation images were first recognised, where every seed came there, after "
-            f"{always[quickest]:.0f} steps with {quickest}"
-            + (f", after {always[slowest]:.0f} with {slowest} (means of the seeds)." if slowest != quickest else ".")
+            f"Steps to {TARGET:.0%} validation accuracy (means of the seeds, where all seeds reached it): "
+            f"{always[quickest]:.0f} with {quickest}"
+            + (f", the fewest, to {always[slowest]:.0f} with {slowest}, the most." if slowest != quickest else ".")
         )
     missed = [f"{name} in {values.count(None)} of {len(values)}" for name, values in steps.items() if None in values]
     if missed:
-        says.append(f"Runs that never came to {TARGET:.0%}: {', '.join(missed)}.")
+        says.append(f"Runs that did not reach {TARGET:.0%}: {', '.join(missed)}.")
     dead = {name: dead_count(outcomes) for name, outcomes in runs.items()}
     some = [f"{name} {count / units:.1%}" for name, (count, units) in dead.items() if count]
     none = [name for name, (count, _) in dead.items() if not count]

@@ -157,7 +157,7 @@ def observations(runs: dict[str, list[Outcome]]) -> list[str]:
             f"{runs[higher][0].parameters / runs[lower][0].parameters:.2g} times as many parameters."
         )
     best = max(names, key=lambda name: np.mean(accuracy[name]))
-    says.append(f"The highest test accuracy, {percent(accuracy[best])}, is that of {best}, after {seconds[best]:.0f} s.")
+    says.append(f"{best} has the highest test accuracy, {percent(accuracy[best])}, after {seconds[best]:.0f} s.")
     gaps = {name: float(np.mean([o.train_accuracy - o.test_accuracy for o in outcomes])) for name, outcomes in runs.items()}
     least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
     says.append(

@@ -23,13 +23,13 @@ class Experiment:
     out: Annotated[Path | None, STATED] = None
     """Folder of the page, its figures and the trainings, which a second run uses again (default: runs/lab-NAME)."""
     docs: bool = False
-    """Also write the page as Markdown to docs/lab/; of images of a data set only those of digits and shapes."""
+    """Also write the page as Markdown to docs/lab/. Only images of digits and shapes are copied."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     first_seed: int = 0
     """Seed of the first training; the others follow."""
     threads: int = 0
-    """Threads torch computes with; 0 leaves it to torch (one a core)."""
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
     device: str = "auto"
     """auto, cpu, cuda, xpu or mps."""
 

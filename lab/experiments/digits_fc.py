@@ -204,7 +204,7 @@ def observations(outcomes: Sequence[Outcome], images: Images) -> list[str]:
         says.append(f"{gap}, {100 * mean:.1f} points apart; {runs} seed{'s tell' if runs > 1 else ' tells'} little of the spread.")
     elif mean > half:
         says.append(
-            f"{gap}: it knows its training images better by {100 * mean:.1f} points (95% interval "
+            f"{gap}: training accuracy is higher by {100 * mean:.1f} points (95% interval "
             f"{100 * (mean - half):.1f} to {100 * (mean + half):.1f})."
         )
     else:

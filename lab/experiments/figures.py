@@ -79,7 +79,7 @@ def learning_curves(runs: Mapping[str, Sequence[Outcome]], x: Sequence[float], x
             axes.tick_params(which="minor", labelsize=7)
         figure.legend(loc="outside right upper", fontsize=9)
         tidy(axes)
-        caption = f"The {label} over training: mean over {seeds} seeds, and as a band from the least to the largest of them."
+        caption = f"The {label} over training: mean over {seeds} seeds; band: minimum to maximum."
         figures.append(Figure(f"{kind}-curves", png(figure, 110), caption))
     return figures
 

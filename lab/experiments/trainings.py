@@ -44,7 +44,7 @@ def class_labels(dataset: ImageDataset, names: Sequence[str]) -> dict[str, int]:
     if len(set(names)) < len(names):
         raise InputError(f"a class is named twice: {', '.join(names)}")
     if len(names) < 2:
-        raise InputError(f"only one class, '{names[0]}', is named: two or more are needed")
+        raise InputError(f"only one class, '{names[0]}', is named: the experiment requires two or more")
     return {name: dataset.classes.index(name) for name in names}
 
 

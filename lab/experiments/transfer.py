@@ -36,9 +36,9 @@ MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each afte
 class Transfer(Experiment):
     """Use what a network learned from other images: from scratch against frozen features against fine-tuning all of it.
 
-    Without --source, the source is a network trained on MNIST for digits, cifar8 (trained on the eight classes of CIFAR-10 beside
-    cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10 it
-    ships in weights/, for others it is trained first.
+    Without --source, the source is a network trained on MNIST for digits, cifar8 (trained on the eight classes of CIFAR-10 other
+    than cat and dog) for a folder, and else one trained on the other classes of the target's data set: for cat and dog of CIFAR-10
+    it ships in weights/, for others it is trained first.
     """
 
     target: Annotated[str | None, STATED] = None
@@ -49,7 +49,7 @@ class Transfer(Experiment):
     """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
     ImageNet classifier of torchvision; downloaded)."""
     pretrain: bool = False
-    """Train the source anew first; for cifar8 and mnist the one that ships in weights/."""
+    """Retrain the source first; for cifar8 and mnist the one that ships in weights/."""
     per_class: Annotated[tuple[int, ...], STATED] = ()
     """Training images of each class, one or more numbers, 0 for all there are (default: those of 8 32 128 0 for which there are
     images, with --quick of 8 32)."""
@@ -258,8 +258,8 @@ def observations(
         best = max(values, key=lambda method: np.mean(values[method]))
         other = [compare(best, values[best], method, values[method], "test accuracy") for method in METHODS if method != best]
         says.append(
-            f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: the highest mean is that of "
-            f"{best}, {percent(values[best])}. " + " ".join(other)
+            f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: {best} has the highest mean, "
+            f"{percent(values[best])}. " + " ".join(other)
         )
     need = [
         (few, many)

@@ -29,11 +29,11 @@ class Gradients:
     """Norms of the gradients by layer, before and after a sprint's training; what residual sums and GAP change in them."""
 
     preset: str = "sprint"
-    """Network and training, which is of so many steps as its first OneCycle has, or of 400."""
+    """Preset of the network and its training, which lasts one OneCycle (400 steps if the preset counts in epochs)."""
     dataset: str = "auto"
     """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     seeds: int = 5
     """Trainings of each variant."""
     quick: bool = False

@@ -23,7 +23,7 @@ class Layers:
     """Every layer of a preset's network: formula, shape, parameters, mult-adds, receptive field after it."""
 
     preset: str = "sprint"
-    """Whose network."""
+    """Preset of the network."""
     docs: bool = False
     """Put the table into docs/model.md."""
 

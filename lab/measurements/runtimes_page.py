@@ -37,11 +37,11 @@ class Runtimes:
     """
 
     preset: str = "sprint"
-    """Whose network."""
+    """Preset of the network."""
     dataset: str = "auto"
     """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH or npz:FILE; the times do not depend on it."""
     data_dir: Path = ROOT / "data"
-    """Where the data sets are, or are downloaded to."""
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
     batch_size: int = 128
     """Images a call."""
     rounds: int = 7

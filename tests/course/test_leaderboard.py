@@ -88,7 +88,7 @@ def test_what_a_row_says(store):
         "spread": "2.50 to missed",
         "runs": "3",
         "accuracy": "58.00%",
-        "looks": "2",
+        "evaluations": "2",
         "before clock": "0.88",
         "parameters": "1,234",
         "constraints": "1 of 2, not: dilated",

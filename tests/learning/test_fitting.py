@@ -57,7 +57,7 @@ def test_what_the_user_sets_stays(capsys):
 
 def test_mirroring_is_a_property_of_the_data(capsys):
     assert not fit_to_data(BASELINE, dataset(60, flips=False)).flip
-    assert "no mirroring" in capsys.readouterr().err
+    assert "no flips" in capsys.readouterr().err
     assert fit_to_data(BASELINE, dataset(60)).flip
 
 

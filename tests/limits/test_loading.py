@@ -67,7 +67,7 @@ def test_a_file_imports_its_own_neighbours(tmp_path: Path) -> None:
         ("import no_such_module_anywhere\n", "Mine", "cannot import .* ModuleNotFoundError: No module named"),
         ("raise SystemExit(1)\n", "Mine", "cannot import .* SystemExit"),
         (NETWORK.format(name="Theirs", arguments=""), "Mine", "there is no 'Mine' in .*; its networks: Theirs"),
-        ("Mine = 3\n", "Mine", "'Mine' in .* is not an nn.Module; its networks: none"),
+        ("Mine = 3\n", "Mine", "'Mine' in .* is not an nn.Module; the file defines no nn.Module"),
         ("class Mine:\n    pass\n", "Mine", "'Mine' in .* is not an nn.Module"),
         ("class Mine(nn.Module):\n    def __init__(self, a, b, c):\n        pass\n", "Mine", "'Mine' takes neither"),
         (
@@ -100,8 +100,8 @@ def test_classes_that_cannot_be_checked(tmp_path: Path, text: str, name: str, me
     [
         ("nowhere/net.py:Mine", "there is no file 'nowhere/net.py'"),
         ("no_such_module_anywhere:Mine", "cannot import 'no_such_module_anywhere'"),
-        ("model.py", "names no class"),
-        ("model.py:", "names no class"),
+        ("model.py", "class missing"),
+        ("model.py:", "class missing"),
         (".:Mine", "there is no file"),
     ],
 )

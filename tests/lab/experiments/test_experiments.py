@@ -96,5 +96,5 @@ def test_models_for_grey_images_refuse_colour(tmp_path, capsys):
 def test_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
     assert run_lab("digits-fc", "--quick", "--out", tmp_path / "file") == 2
-    assert "cannot write" in one_line(capsys)
+    assert f"cannot write to {tmp_path / 'file'}: " in one_line(capsys)
     assert (tmp_path / "file").read_text() == "kept"

@@ -43,7 +43,7 @@ def test_overfitting_is_stated_where_it_is_and_only_there():
     ]
     says = " ".join(digits_fc.observations(overfitted, images))
     assert "It overfits in 3 of 3 runs: there the validation loss was lowest after 2 epochs and then rose by 60%" in says
-    assert "better by 39.0 points" in says
+    assert "training accuracy is higher by 39.0 points" in says
     assert "take ant for bee: 3 of the 6 mistakes" in says or "take cat for bee: 3 of the 6 mistakes" in says
     fine = [make_outcome([1, 0.5, 0.4], [1, 0.5, 0.45], 0.9 + 0.02 * seed, 0.92, [0, 0, 1, 1, 2, 2], seed) for seed in range(3)]
     says = " ".join(digits_fc.observations(fine, images))
