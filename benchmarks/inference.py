@@ -60,7 +60,7 @@ class Benchmark:
         with torch.inference_mode():
             for name, arguments in networks.items():
                 seed_everything(0)
-                model = Net(3, 10, **arguments).to(device, memory_format=torch.channels_last).eval()
+                model = Net(3, 10, **arguments).to(device).to(memory_format=torch.channels_last).eval()
                 forms = self.forms(model, device)
                 for predict in tqdm(forms.values(), f"{name}: first calls", disable=None, leave=False):
                     predict()

@@ -85,7 +85,7 @@ def grouped(name: str, kind: str, seed: int, by_fine: ImageDataset, by_coarse: I
             label_of[members] = label
         labels = label_of[fine]
         splits.append(Split(images[labels >= 0], labels[labels >= 0]))
-    return ImageDataset(name, *splits, tuple(f"class {i}" for i in range(len(classes))))
+    return ImageDataset(name, splits[0], splits[1], tuple(f"class {i}" for i in range(len(classes))))
 
 
 class AsImages:
@@ -110,8 +110,8 @@ def run_one(name: str, seed: int, files: Path, root: Path, limit: float) -> dict
     for module in ("model", "config"):  # ours, which the set's loading has imported
         sys.modules.pop(module, None)
     model, config = harness.load(files.resolve(), dataset.num_channels, dataset.num_classes, seed, lambda _: None)
-    splits = [AsImages(split, config.transforms) for split in (dataset.train, dataset.test)]
-    return harness.run(model, config, *splits, limit, time.perf_counter)
+    train_set, test_set = (AsImages(split, config.transforms) for split in (dataset.train, dataset.test))
+    return harness.run(model, config, train_set, test_set, limit, time.perf_counter)
 
 
 @dataclass

@@ -160,7 +160,7 @@ class Reference:
 
 OURS = PRESETS["sprint"]
 # What a sprint needs besides the recipe: the same monitor for each.
-MONITOR = {"statistics_images": 500, "val_images": 1000, "early_exit_accuracy": TARGET, "early_exit_margin": 0.01}
+MONITOR: dict[str, Any] = {"statistics_images": 500, "val_images": 1000, "early_exit_accuracy": TARGET, "early_exit_margin": 0.01}
 REFERENCES = {
     "dense": Reference(
         "dense CNN of a course's kind, Adam 1e-3, batch 64, fp32",

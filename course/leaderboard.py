@@ -56,7 +56,7 @@ def rank(entries: Sequence[Entry]) -> list[Row]:
     """The best graded submission of every contributor, the fastest first; equal to the hundredth of a second, the earlier first."""
     graded = sorted(
         (entry for entry in entries if entry.state == "graded"),
-        key=lambda entry: (round(entry.score, 2), entry.submitted, entry.id),
+        key=lambda entry: (round(_score(entry), 2), entry.submitted, entry.id),
     )
     best: dict[str, Entry] = {}
     for entry in graded:
@@ -76,7 +76,7 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
         place,
         printable(", ".join(names), MAX_NAMES),
         entry.id,
-        entry.score,
+        _score(entry),
         min(seconds),
         max(seconds),
         len(runs),
@@ -90,6 +90,11 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
         _when(entry.submitted),
         "; ".join(_notes(entry)),
     )
+
+
+def _score(entry: Entry) -> float:
+    assert entry.score is not None  # it is graded
+    return entry.score
 
 
 def _notes(entry: Entry) -> Iterator[str]:
@@ -145,7 +150,9 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     states = [entry.state for entry in entries]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{len(entries)} submission{'' if len(entries) == 1 else 's'}" + (f": {counts}" if counts else "")]
-    settings = dict.fromkeys(tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded")
+    settings: dict[tuple[Any, ...], None] = dict.fromkeys(
+        tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded"
+    )
     for values in settings:
         dataset, timeout, count_init, jobs, threads = values
         lines.append(

@@ -85,7 +85,9 @@ class Process:
         self.work, self.limits, self.on_tick, self.sandbox = work, limits, on_tick, sandbox
         self.begin("starting", float("inf"))
         self.inbox, self.room = bytearray(), 0
-        self.is_ready, self.rooms, self.given = False, [], set()
+        self.is_ready = False
+        self.rooms: list[int] = []
+        self.given: set[tuple[int, int]] = set()
         self.head, self.tail, self.printed = bytearray(), bytearray(), 0
         self.others: set[int] = set()
         if not sandbox.has_namespaces:  # so that what loses its parent becomes ours, and is found
@@ -98,10 +100,12 @@ class Process:
         finally:
             theirs.close()
         self.channel.setblocking(False)
-        os.set_blocking(self.popen.stdout.fileno(), False)
+        assert self.popen.stdout is not None  # a pipe
+        self.pipe = self.popen.stdout
+        os.set_blocking(self.pipe.fileno(), False)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.channel, selectors.EVENT_READ, self._read_channel)
-        self.selector.register(self.popen.stdout, selectors.EVENT_READ, self._read_output)
+        self.selector.register(self.pipe, selectors.EVENT_READ, self._read_output)
         self.next_tick = time.perf_counter() + TICK
 
     def begin(self, doing: str, limit: float) -> None:
@@ -183,11 +187,11 @@ class Process:
 
     def _read_output(self) -> None:
         try:
-            data = os.read(self.popen.stdout.fileno(), 1 << 16)
+            data = os.read(self.pipe.fileno(), 1 << 16)
         except BlockingIOError:  # the submission, which may open its end for reading too, was faster
             return
         if not data:
-            self.selector.unregister(self.popen.stdout)
+            self.selector.unregister(self.pipe)
             return
         self.printed += len(data)
         room = HEAD - len(self.head)
@@ -269,7 +273,7 @@ class Process:
         self.popen.wait()
         until = time.perf_counter() + 10
         with contextlib.suppress(Failure, KeyError):  # its last words, up to the end, which unregisters it: nobody is left to write
-            while self.selector.get_key(self.popen.stdout) and time.perf_counter() < until:
+            while self.selector.get_key(self.pipe) and time.perf_counter() < until:
                 printed = self.printed
                 self._read_output()
                 if self.printed == printed:
@@ -278,7 +282,7 @@ class Process:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
         self.selector.close()
         self.channel.close()
-        self.popen.stdout.close()
+        self.pipe.close()
         for folder in self.rooms:
             os.close(folder)
 

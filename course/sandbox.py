@@ -161,7 +161,7 @@ class Sandbox:
         readable: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
         group: Sequence[str] = (),
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen[bytes]:
         """Start `command` in its folder, in a process group of its own, its output and errors in one pipe.
 
         Args:
@@ -189,11 +189,9 @@ class Sandbox:
             "GOMP_SPINCOUNT": SPIN_COUNT,
             **(environment or {}),
         }
-        as_user = {}
         if self.has_namespaces:
             command = [*self._enter(work, mounts(work, readable, hidden)), *self._drop_rights(), *command]
-        elif self.user is not None:
-            as_user = {"user": self.user, "group": self.user, "extra_groups": []}
+        as_user = None if self.has_namespaces else self.user
         if group:  # systemd-run needs variables of the grader's to find its service
             command = [*group, "env", "-i", *(f"{name}={value}" for name, value in variables.items()), *command]
         return subprocess.Popen(
@@ -205,18 +203,22 @@ class Sandbox:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            **as_user,
+            user=as_user,
+            group=as_user,
+            extra_groups=None if as_user is None else [],
         )
 
     def _enter(self, work: Path, plan: list[Mount]) -> list[str]:
         """The command that makes the namespaces and runs in them the one that follows it."""
+        program = shutil.which(self.kind)
+        assert program is not None  # `works` has found it
         if self.kind == "unshare":
             devices = [Mount("write", f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom")]
             # Should the grader die, so do unshare and, through its --kill-child, all the rest.
             return [
                 "setpriv",
                 "--pdeathsig=KILL",
-                shutil.which("unshare"),
+                program,
                 "--mount",
                 "--pid",
                 "--net",
@@ -250,7 +252,7 @@ class Sandbox:
             else [text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
         )
         return [
-            shutil.which("bwrap"),
+            program,
             "--unshare-pid",
             "--unshare-net",
             "--unshare-ipc",
@@ -353,7 +355,7 @@ def _inside(path: Path, others: Sequence[Path] | set[Path]) -> bool:
 @functools.lru_cache(maxsize=4)
 def find(kind: str = "auto") -> Sandbox:
     """The best sandbox that works here, or the named one. Raises InputError where that one does not."""
-    users = [unused_user(), None] if os.getuid() == 0 else [None]
+    users: list[int | None] = [unused_user(), None] if os.getuid() == 0 else [None]
     problems = []
     for candidate in _candidates(kind, users):
         problem = candidate.works()

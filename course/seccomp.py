@@ -62,7 +62,9 @@ def deny(has_own_network: bool) -> None:
     context = ctypes.c_void_p(seccomp.seccomp_init(ALLOW))
     seccomp.seccomp_attr_set(context, SPEC_ALLOW, 1)
     seccomp.seccomp_attr_set(context, OPTIMIZE, 2)
-    rules = [(number, name, ()) for number, names in DENIED.items() for name in names.split()]
+    rules: list[tuple[int, str, tuple[int, ...]]] = [
+        (number, name, ()) for number, names in DENIED.items() for name in names.split()
+    ]
     rules += [(errno.EPERM, "clone", (0, MASKED, flag, flag)) for flag in CLONE_NEW]
     rules.append((errno.EPERM, "prctl", (0, EQUAL, PR_SET_DUMPABLE)))
     sockets = (0, AT_LEAST, AF_PACKET) if has_own_network else (0, NOT_EQUAL, AF_UNIX)
@@ -70,7 +72,7 @@ def deny(has_own_network: bool) -> None:
     for number, name, comparison in rules:
         call = seccomp.seccomp_syscall_resolve_name(name.encode())
         if call != -1:  # else unknown to this library
-            arguments = [Comparison(*comparison)] if comparison else []
+            arguments: list[Comparison] = [Comparison(*comparison)] if comparison else []
             array = (Comparison * 1)(*arguments)
             if problem := seccomp.seccomp_rule_add_array(context, ERRNO | number, call, len(arguments), array):
                 raise OSError(-problem, f"no filter for {name}")

@@ -148,6 +148,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             ).lastrowid
+        assert number is not None  # an INSERT has been made
         return number, cancelled
 
     def take(self) -> tuple[Entry, dict[str, bytes]] | None:

@@ -238,10 +238,12 @@ def _check_model(tree: ast.Module) -> Iterator[str]:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if "Model" not in classes:
         raise InputError("model.py has no class Model at its top level")
-    methods = {name: _method(classes, "Model", name) for name in ("__init__", "forward")}
-    for name, method in methods.items():
-        if method is None:
+    methods: dict[str, ast.FunctionDef] = {}
+    for name in ("__init__", "forward"):
+        found = _method(classes, "Model", name)
+        if found is None:
             raise InputError(f"Model in model.py has no {name}")
+        methods[name] = found
     init, forward = methods["__init__"], methods["forward"]
     by_keyword = {argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)}
     positional = [*init.args.posonlyargs, *init.args.args]
@@ -295,15 +297,15 @@ def _check_config(tree: ast.Module) -> None:
 def _check_imports(tree: ast.Module, name: str, folder: Path) -> None:
     """Raise InputError for the import of a file beside it, which will not be there when the submission is graded."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise InputError(f"{name} line {node.lineno} has a relative import: write `from model import ...`")
-        modules = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise InputError(f"{name} line {node.lineno} has a relative import: write `from model import ...`")
+            assert node.module is not None  # only a relative import can lack it
+            modules = [node.module]
+        else:
+            continue
         for module in {module.partition(".")[0] for module in modules} - {"model", "config"}:
             if (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file():
                 raise InputError(

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -318,6 +317,6 @@ def test_output_that_the_submission_has_read_itself_is_nothing_to_read():
     os.set_blocking(ours, False)
     with open(ours, "rb") as stdout, open(theirs, "wb"):
         watched = Process.__new__(Process)
-        watched.popen, watched.printed = SimpleNamespace(stdout=stdout), 0
+        watched.pipe, watched.printed = stdout, 0
         watched._read_output()
         assert watched.printed == 0
