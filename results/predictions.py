@@ -21,6 +21,7 @@ from tqdm import tqdm
 from config import InputError
 from images import data, drawings
 from images.files import EXPLANATION, IMAGE_ENDINGS, printable, say_left_out, some_of, walk_images
+from images.loading import say_copies
 from images.own_images import cut_test_split
 from learning.inference import Prediction, TrainedNetwork
 from results.explaining import Explainer, enlarged, png
@@ -160,7 +161,7 @@ def _say_copies_of_training(network: TrainedNetwork, dataset: data.ImageDataset,
     except InputError:  # moved or changed since
         return
     if trained.content() == card["data"]:
-        data.say_copies(replace(dataset, train=trained.train, val=None))
+        say_copies(replace(dataset, train=trained.train, val=None))
 
 
 def show_accuracy(

@@ -70,10 +70,10 @@ def test_validation_split_of_the_data_set(capsys):
 
 def test_the_note_names_options_only_where_there_are_such(capsys):
     fit_to_data(BASELINE, dataset(60))  # as for a sprint
-    assert "yours instead" not in capsys.readouterr().err
+    assert "override" not in capsys.readouterr().err
     fit_to_data(replace(BASELINE, steps=2), dataset(60, val=random_split(7, 3)), ("steps",))
     said = capsys.readouterr().err
-    assert "weights not averaged (yours instead with --image-size, --batch-size, --ema-decay)" in said
+    assert "weights not averaged (override with --image-size, --batch-size, --ema-decay)" in said
 
 
 def test_classes_without_images_are_listed(capsys):
