@@ -114,7 +114,7 @@ def test_evaluate_on_another_data_set(trained, shapes_npz, tmp_path):
     assert_refused(run_main("evaluate", "--weights", weights, "--dataset", "digits"), "3 channels", "have 1")
     np.savez(tmp_path / "named.npz", **np.load(shapes_npz), classes=list("abcdefghij"))
     named = run_main("evaluate", "--weights", weights, "--dataset", f"npz:{tmp_path / 'named.npz'}")
-    assert_refused(named, "other classes", "a, b, c")
+    assert_refused(named, "classes differ", "a, b, c")
 
 
 class Evil:

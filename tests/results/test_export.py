@@ -130,7 +130,7 @@ def test_a_file_that_differs_is_an_error(weights, onnx_file, tmp_path, capsys):
 
 def test_what_is_missing_is_said(weights, tmp_path, monkeypatch):
     assert_refused(run_main("export", tmp_path / "none.safetensors"), "cannot read")
-    assert_refused(run_main("export", weights, "--dataset", "digits", "--out", tmp_path / "o.onnx"), "other classes")
+    assert_refused(run_main("export", weights, "--dataset", "digits", "--out", tmp_path / "o.onnx"), "classes differ")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert_refused(run_main("export", weights, "--out", tmp_path / "o.onnx"), "pip install -r requirements-export.txt")
