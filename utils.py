@@ -45,7 +45,7 @@ def limit_spinning() -> None:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For the time in which modules are imported: nothing of them becomes garbage, and to look for it takes a fifth of that time.
+    """For the time in which modules are imported: nothing of them becomes garbage, and to look for it takes about a tenth of it.
 
     What is there at the end is not looked through again.
     """

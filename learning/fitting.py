@@ -45,8 +45,9 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
 
     Fields whose names are `given` were set by the user and stay; None: there are no options to set them. What was chosen is said in
-    one line on stderr. Data of the size of
-    CIFAR-10 change nothing. Raises InputError, before anything is said, where what the user set does not fit the data.
+    one line on stderr. Data of the size of CIFAR-10 change nothing.
+
+    Raises InputError, before anything is said, where what the user set does not fit the data.
     """
     counts = np.bincount(dataset.train.labels)
     images, processes = len(dataset.train.labels), distributed.size()
