@@ -182,7 +182,9 @@ def test_without_images_the_accuracy_on_the_test_set(shapes_npz, tmp_path):
     report = json.loads(run_main("predict", "--weights", weights, "--json").stdout)
     assert report == {"dataset": name, "images": 500, "accuracy": accuracy, "loss": loss, "card_accuracy": 0.1234}
     np.savez(tmp_path / "named.npz", **np.load(shapes_npz), classes=list("abcdefghij"))
-    assert_refused(run_main("predict", "--weights", weights, "--dataset", f"npz:{tmp_path / 'named.npz'}"), "classes differ", "a, b")
+    assert_refused(
+        run_main("predict", "--weights", weights, "--dataset", f"npz:{tmp_path / 'named.npz'}"), "classes differ", "a, b"
+    )
 
 
 def test_default_weights_that_are_missing(tmp_path, monkeypatch, capsys):
