@@ -13,7 +13,8 @@ import tyro
 
 from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
-from config import PRESETS, InputError, Preset, TrainConfig, get_preset
+from config import InputError, TrainConfig
+from learning.presets import PRESETS, Preset, get_preset
 from learning.weights import save_weights
 from utils import ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 

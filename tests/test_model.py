@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from config import CONFIG, PRESETS
+from config import CONFIG
 from conftest import ROOT
 from learning.inference import for_inference
+from learning.presets import PRESETS
 from limits.constraints import check
 from model import Bottleneck, DilatedDepthwiseConv2d, Layer, MeanMaxPool2d, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
 from utils import count_parameters

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from config import PRESETS
 from conftest import DATA, ROOT, run_main
 from learning.inference import TrainedNetwork
+from learning.presets import PRESETS
 from learning.weights import load_weights
 from limits.constraints import check
 from utils import count_parameters

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from config import PRESETS
 from lab.measurements.shared import demand_whole
+from learning.presets import PRESETS
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
 

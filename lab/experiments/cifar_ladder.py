@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from config import PRESETS, TrainConfig
+from config import TrainConfig
 from lab.experiments.command import Experiment
 from lab.experiments.figures import confusions, learning_curves
 from lab.experiments.page import Figure, Page, Table
 from lab.experiments.statements import compare, percent, select
+from learning.presets import PRESETS
 from utils import STATED
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from config import PRESETS, InputError, TrainConfig
+from config import InputError, TrainConfig
 from images.sources import ImageDataset, Split
 from lab.experiments.command import Experiment
 from lab.experiments.models import net_features
 from lab.experiments.trainings import take_images
 from learning.inference import TrainedNetwork
+from learning.presets import PRESETS
 from learning.weights import save_weights
 from model import Net
 from training import Trainer

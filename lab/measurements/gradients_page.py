@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import InputError, get_preset
+from config import InputError
 from lab.measurements.shared import demand_whole, load
+from learning.presets import get_preset
 from results.documents import measured_on, replace_between
 from utils import ROOT, demand_writable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from config import get_preset
+from learning.presets import get_preset
 from results.documents import replace_between
 from utils import ROOT
 

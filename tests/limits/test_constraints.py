@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from networks import Good, changed, dense, separable
 from torch import Tensor, nn
 
-from config import PRESETS, InputError
+from config import InputError
+from learning.presets import PRESETS
 from limits.constraints import Constraint, check, format_table
 from model import Model, Net
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from config import InputError, get_preset
+from config import InputError
+from learning.presets import get_preset
 from utils import summary
 
 if TYPE_CHECKING:
