@@ -73,6 +73,8 @@ class TrainConfig:
     """Whether augmentation shifts, scales and rotates images."""
     dropout: bool = True
     """Whether augmentation cuts a hole into each image (coarse dropout)."""
+    hole: int = 0
+    """Side of that hole in pixels, whatever the strength; 0 for a quarter of the image's side times the strength."""
     images_per_draw: int = 1
     """Images of a batch that get the same random augmentation, 1 to 32; batch_size must be a multiple of it. Drawing the random
     numbers is nearly the whole cost: 16 images that share a draw take a tenth of the time (benchmarks/pipeline.py)."""
@@ -150,6 +152,7 @@ class TrainConfig:
             "seed",
             "flat_loss",
             "shift",
+            "hole",
         ):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):

@@ -218,6 +218,7 @@ class Trainer:
                 self.device,
                 shard,
                 config.augmentations,
+                config.hole,
             )
         else:
             self.batches = VectorisedBatches(

@@ -216,15 +216,19 @@ class AugmentedBatches:
         device: torch.device,
         shard: tuple[int, int] = (0, 1),
         parts: Collection[str] = ("flip", "shift_scale_rotate", "dropout"),
+        hole: int = 0,
     ) -> None:
         from transform import BatchAugmentation
 
+        if hole > min(split.images.shape[1:3]):
+            raise InputError(f"hole is {hole}: it must be at most the side of an image ({min(split.images.shape[1:3])} pixels)")
         if split.images.shape[3] > 4 and images_per_draw > 1:
             raise InputError(f"images_per_draw is {images_per_draw}: for images of {split.images.shape[3]} channels it must be 1")
         sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
         self.steps_per_epoch = sampler.steps_per_epoch
         self.mean, self.std, self.workers, self.device = mean, std, workers, device
-        self.batches = _AugmentedSteps(split, sampler, BatchAugmentation(mean, strength, images_per_draw, parts), images_per_draw)
+        augmentation = BatchAugmentation(mean, strength, images_per_draw, parts, hole)
+        self.batches = _AugmentedSteps(split, sampler, augmentation, images_per_draw)
 
     def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.

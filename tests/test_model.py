@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,11 +89,11 @@ def test_layers_that_keep_their_shape_start_as_the_identity():
 def test_bottleneck_starts_as_the_identity_where_it_keeps_its_shape_and_learns():
     torch.manual_seed(0)
     x = torch.rand(2, 16, 8, 8)
-    layer = Bottleneck(16, 16, 1, 0.1, "relu", dirac=True)
+    layer = Bottleneck(16, 16, 1, 1, partial(Layer, norm_momentum=0.1, dirac=True))
     assert torch.equal(layer(x), x)
     F.mse_loss(layer(x), torch.zeros_like(x)).backward()
     assert layer.expand.norm.weight.grad.abs().min() > 0
-    wider = Bottleneck(16, 32, 2, 0.1, "silu", dirac=True)
+    wider = Bottleneck(16, 32, 2, 1, partial(Layer, norm_momentum=0.1, activation="silu", dirac=True))
     assert wider(x).shape == (2, 32, 4, 4)
     assert sum(p.numel() for p in wider.parameters() if p.ndim == 4) == 16 * 8 + 8 * 8 * 9 + 8 * 32
 
