@@ -233,17 +233,11 @@ def as_csv(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
 
 def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """The leaderboard as one page that loads nothing, every value escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from results.report import render
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     hardware = [entry.result["hardware"] for entry in entries if entry.state == "graded"]
-    return environment.get_template("leaderboard.html.jinja").render(
+    return render(
+        Path(__file__).with_name("leaderboard.html.jinja"),
         headings=list(COLUMNS),
         rows=[[text(row) for text in COLUMNS.values()] for row in rows],
         summary=summary(entries),
