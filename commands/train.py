@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from commands.lr_find import KeepCurve, find
 from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError, TrainConfig
@@ -67,6 +68,8 @@ class Train:
     up to rounding."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The fields of config that the user set: they are not fitted to the data."""
+    finds_max_lr: tyro.conf.Suppress[bool] = False
+    """--max-lr auto: a range test before the training chooses max_lr."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
@@ -124,6 +127,8 @@ class Train:
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
+        if kept and self.finds_max_lr:  # as it was found then
+            config = dataclasses.replace(config, max_lr=kept["config"]["max_lr"])
         seed_everything(config.seed)
         about = {"preset": self.preset}
         spec = self.model or before.get("model")
@@ -142,9 +147,16 @@ class Train:
             print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
+        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        curve = None
+        if self.finds_max_lr and not kept:
+            curve = find(model, dataset, config, card=card)
+            config = dataclasses.replace(config, max_lr=curve.suggestion)
         board, observer = None, Observer()
         if distributed.is_main():
             observers: list[Observer] = [Overwrite(out)] if self.overwrite else []
+            if curve:
+                observers.append(KeepCurve(curve, out))
             observers.append(Log(out))
             if self.tensorboard:
                 from results.tensorboard_log import TensorBoardLog
@@ -152,7 +164,6 @@ class Train:
                 board = TensorBoardLog(out / "tensorboard")
                 observers.append(board)
             observer = Observers(*observers)
-        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         say_missing_classes(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
@@ -178,6 +189,16 @@ class Train:
         if self.report:
             write_report(out, f"Training of {self.called}", trainer, precision)
         return 0
+
+
+def without_auto(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The command line without --max-lr auto, and whether it was there: the field is a number."""
+    left = list(arguments)
+    for i, argument in enumerate(left):
+        for found in (left[i : i + 2], argument.split("=", 1)):
+            if len(found) == 2 and found[0].replace("_", "-") == "--max-lr" and found[1] == "auto":
+                return left[:i] + left[i + 1 + (found[0] == argument) :], True
+    return left, False
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:
