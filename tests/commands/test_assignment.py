@@ -46,7 +46,7 @@ def test_summary_shows_the_receptive_field_layer_by_layer() -> None:
     assert result.returncode == 0
     assert re.search(r"^C2\.0\.conv +3x3 convolution +26x26 +5 px$", result.stdout, re.MULTILINE)
     assert re.search(r"^C3\.0\.pool +2x2 max-pooling +6x6 +16 px$", result.stdout, re.MULTILINE)
-    assert re.search(r"^parameters +7,\d\d\d \(and 72 not trained\) +< 8,000 +pass$", result.stdout, re.MULTILINE)
+    assert re.search(r"^parameters +7,\d\d\d \(and 144 not trained\) +< 8,000 +pass$", result.stdout, re.MULTILINE)
     assert "accuracy after each of the last 3 epochs" in result.stdout
 
 
