@@ -11,18 +11,12 @@ import tyro
 
 from config import InputError
 from learning.presets import get_preset
-from utils import STATED, summary
+from utils import ASSIGNMENT, STATED, summary
 
 if TYPE_CHECKING:
     from torch import nn
 
     from limits.assignments import Assignment
-    from limits.constraints import Constraint
-
-FAILS, UNKNOWN = 1, 3  # exit statuses
-ASSIGNMENT_HELP = (
-    "Assignment whose demands count: the name of a file in assignments/, such as mnist-8k, or a file of your own (docs/limits.md)."
-)
 
 
 @dataclasses.dataclass
@@ -38,7 +32,7 @@ class Summary:
     """Channels of the images (default: the assignment's, or 3)."""
     classes: Annotated[int | None, STATED] = None
     """Number of classes (default: the assignment's, or 10)."""
-    assignment: Annotated[str, tyro.conf.arg(help=ASSIGNMENT_HELP)] = ""
+    assignment: Annotated[str, ASSIGNMENT] = ""
 
     def run(self) -> int:
         from limits.assignments import default, load
@@ -63,12 +57,12 @@ class Check:
     """
 
     network: tyro.conf.Positional[str]
-    """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10), or with the numbers
-    of the assignment."""
+    """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10), or with the
+    assignment's numbers."""
     blocks: str = ""
     """Names of the modules that are the blocks, where they are not called as in the assignment (C1, C2, C3, C4, O) and not found by
     themselves: layer1,layer2,layer3,layer4, and optionally a fifth, the output block."""
-    assignment: Annotated[str, tyro.conf.arg(help=ASSIGNMENT_HELP)] = ""
+    assignment: Annotated[str, ASSIGNMENT] = ""
 
     def run(self) -> int:
         from limits.assignments import default, load
@@ -87,7 +81,7 @@ def show(model: nn.Module, num_channels: int, blocks: Sequence[str] = (), assign
     1 where any fails, 3 where none fails but not all are known; a bonus does not count. Raises InputError as `check` does.
     """
     from limits.assignments import default
-    from limits.constraints import check, format_table
+    from limits.constraints import check, exit_status, format_table
 
     rules = assignment or default()
     constraints = check(model, rules.size, num_channels, blocks, rules)
@@ -109,13 +103,7 @@ def show(model: nn.Module, num_channels: int, blocks: Sequence[str] = (), assign
             print(format_table(demands))
     if not blocks and any(one.passed is False and "no C1 C2 C3 C4" in one.value for one in constraints):
         print("If its blocks have other names, pass --blocks FIRST,SECOND,THIRD,FOURTH, and optionally a fifth, the output block.")
-    return status_of(constraints)
-
-
-def status_of(constraints: Sequence[Constraint]) -> int:
-    """0 where all pass, FAILS where any fails, UNKNOWN where none fails but not all are known; a bonus does not count."""
-    verdicts = {constraint.passed for constraint in constraints if not constraint.is_bonus}
-    return FAILS if False in verdicts else UNKNOWN if None in verdicts else 0
+    return exit_status(constraints)
 
 
 def format_fields(model: nn.Module, image_size: tuple[int, int], num_channels: int) -> str:

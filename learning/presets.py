@@ -57,6 +57,47 @@ _DEEP = {
     **_FINE,
 }
 
+# What the presets for MNIST share: digits are shifted, scaled and rotated, never flipped, and no hole hides a stroke.
+_DIGITS = TrainConfig(
+    epochs=15,
+    batch_size=128,
+    optimizer="muon",
+    max_lr=0.01,
+    momentum=0.9,
+    beta2=0.98,
+    weight_decay=0.05,
+    ema_decay=0.998,
+    augment=0.7,
+    flip=False,
+    dropout=False,
+    images_per_draw=16,
+    workers=0,
+)
+_SMALL = {
+    "pools": (1, 2, 2, 1),  # 26x26 maps, then 13x13 and 6x6
+    "kinds": (("whitening",), ("dense", "separable"), ("separable", "separable", "separable"), ("separable", "separable")),
+    "stem_kernel": 3,
+    "stem_stride": 1,
+    "norm_momentum": 0.1,
+    "logit_scale": 1.0,
+}
+# C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10: the blocks end where the widths change.
+_FIFTY = {
+    "widths": (24, 56, 88, 112),
+    "pools": (1, 2, 2, 1),  # 32x32 maps, then 16x16 and 8x8
+    "kinds": (
+        ("whitening", "separable"),
+        ("pointwise", "separable", "separable", "separable"),
+        ("pointwise", "separable", "separable"),
+        ("separable",),
+    ),
+    "stem_kernel": 3,
+    "stem_stride": 1,
+    "stem_padding": 1,
+    "norm_momentum": 0.1,
+    "logit_scale": 1.0,
+}
+
 PRESETS: dict[str, Preset] = {
     "sprint": Preset(
         "55% on CIFAR-10 in the fewest seconds",
@@ -160,6 +201,60 @@ PRESETS: dict[str, Preset] = {
             "dirac": True,
             "max_features": True,
             **(_FINE | {"logit_scale": 0.1}),
+        },
+    ),
+    "c1c2c3c4o-strict": Preset(
+        "85% on CIFAR-10 without max-pooling, with the augmentation that public courses name",
+        replace(_FAST, epochs=16, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.5, hole=16, early_exit_accuracy=0.85),
+        {
+            "widths": (24, 64, 96, 128),
+            "pools": (1, 1, 1, 1),
+            "strides": (2, 2, 1),  # 31x31 maps, then 16x16 and 8x8
+            "kinds": (
+                ("whitening", "pointwise", "pointwise"),
+                ("dense", "dense", "pointwise"),
+                ("dense", "separable_dilated", "separable"),
+                ("separable", "separable", "separable"),
+            ),
+            **_FINE,
+        },
+    ),
+    "mnist-20k": Preset(
+        "99.4% on MNIST under 20,000 parameters", replace(_DIGITS, epochs=10), {"widths": (16, 24, 44, 60), **_SMALL}
+    ),
+    "mnist-8k": Preset("99.4% on MNIST under 8,000 parameters", _DIGITS, {"widths": (16, 16, 24, 32), **_SMALL}),
+    **{
+        f"cifar-50k{'' if norm == 'batch' else f'-{norm}'}": Preset(
+            f"CIFAR-10 under 50,000 parameters within 20 epochs, with {title}",
+            replace(_FAST, epochs=20, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.3),
+            {**_FIFTY, "norm": norm},
+        )
+        for norm, title in (("batch", "BatchNorm"), ("group", "GroupNorm"), ("layer", "LayerNorm"))
+    },
+    "onecycle-90": Preset(
+        "90% on CIFAR-10 in few epochs of batches of 512, OneCycle with its peak at epoch 5",
+        TrainConfig(
+            epochs=10,
+            batch_size=512,
+            optimizer="muon",
+            max_lr=0.016,
+            momentum=0.9,
+            beta2=0.98,
+            weight_decay=0.1,
+            pct_start=0.5,
+            label_smoothing=0.1,
+            ema_decay=0.99,
+            shift=2,
+            alternating_flip=True,
+            workers=0,
+        ),
+        {
+            "widths": (24, 64, 128, 256),
+            "pools": (1, 2, 2, 2),  # 31x31 maps, then 15x15, 7x7 and 3x3
+            "kinds": (("whitening",), *[("dense", "dense")] * 3),
+            "activation": "silu",
+            "dirac": True,
+            **_FINE,
         },
     ),
     "baseline": Preset(

@@ -136,6 +136,20 @@ class Assignment(Demands):
     augmentation: Augmentation = Augmentation()
 
     @property
+    def num_constraints(self) -> int:
+        """How many demands on the network there are, without the bonus."""
+        of_one = (
+            self.max_parameters,
+            self.max_mult_adds,
+            self.max_size_kb.float32,
+            self.max_size_kb.int8,
+            self.max_latency_ms,
+            self.layers,
+            self.blocks,
+        )
+        return sum(map(bool, of_one)) + (self.min_receptive_field is not None) + len({*self.require}) + len({*self.forbid})
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images that the network is checked with."""
         return self.image_size, self.image_size

@@ -90,6 +90,12 @@ def check(
     return sorted(found, key=lambda constraint: constraint.is_bonus)
 
 
+def exit_status(constraints: Sequence[Constraint]) -> int:
+    """0 where all pass, 1 where any fails, 3 where none fails but not all are known; a bonus does not count."""
+    verdicts = {constraint.passed for constraint in constraints if not constraint.is_bonus}
+    return 1 if False in verdicts else 3 if None in verdicts else 0
+
+
 def format_table(constraints: list[Constraint]) -> str:
     """The constraints as aligned plain text: name, value, limit, verdict."""
     rows = [("constraint", "value", "limit", ""), *((c.name, c.value, c.limit, c.verdict) for c in constraints)]

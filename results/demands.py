@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limits.assignments import Assignment
-from limits.constraints import Constraint
+from limits.constraints import Constraint, check
 from transform import HOLE_FRACTION, MAX_HOLE_FRACTION
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from learning.history import Evaluation, History
 
 EPSILON = 1e-6  # of an epoch, by which rounding may differ
@@ -18,17 +20,29 @@ EPSILON = 1e-6  # of an epoch, by which rounding may differ
 
 @dataclass(frozen=True)
 class Training:
-    """What a finished training is judged by."""
+    """What a training is judged by."""
 
-    dataset: str
+    card: dict[str, Any]
     config: dict[str, Any]
     """The fields of TrainConfig."""
     history: History
-    test_accuracy: float | None
-    """0 to 1; None where the test split has not been evaluated."""
-    has_val_split: bool
-    """Whether the validation images were not trained on."""
-    image_size: int
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """0 to 1; None where the test split has not been evaluated."""
+        return self.card.get("test_accuracy", self.history.test_accuracy)
+
+    @property
+    def has_val_split(self) -> bool:
+        """Whether the validation images were not trained on."""
+        return self.config["val_images"] > 0 or self.card.get("data", {}).get("val", 0) > 0
+
+
+def of_all(assignment: Assignment, model: nn.Module, training: Training) -> list[Constraint]:
+    """Every demand on a network and on its training, the bonus last. Raises InputError as `check` does."""
+    card = training.card
+    found = check(model, tuple(card["image_size"]), card["num_channels"], assignment=assignment)
+    return sorted(found + of_training(assignment, training), key=lambda constraint: constraint.is_bonus)
 
 
 def of_training(assignment: Assignment, training: Training | None = None) -> list[Constraint]:
@@ -44,7 +58,7 @@ def _all(assignment: Assignment, training: Training | None) -> Iterator[Constrai
         return Constraint(name, value, limit, passed) if training else Constraint(name, nothing, limit, None)
 
     if assignment.dataset:
-        found = training.dataset if training else ""
+        found = training.card["dataset"] if training else ""
         yield demand("data set", assignment.dataset, found, found == assignment.dataset)
     if assignment.target_accuracy is not None:
         accuracy = training.test_accuracy if training else None
@@ -119,4 +133,4 @@ def _hole(training: Training) -> int:
     config = training.config
     if not (config["augment"] and config["dropout"]):
         return 0
-    return config.get("hole") or round(min(HOLE_FRACTION * config["augment"], MAX_HOLE_FRACTION) * training.image_size)
+    return config.get("hole") or round(min(HOLE_FRACTION * config["augment"], MAX_HOLE_FRACTION) * training.card["image_size"][0])

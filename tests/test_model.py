@@ -116,6 +116,43 @@ def test_activation_is_that_of_every_layer():
         torch.testing.assert_close(layer(x), function(layer.norm(layer.conv(x))))
 
 
+def test_a_network_with_group_norm_is_not_folded_and_predicts_the_same():
+    torch.manual_seed(0)
+    model = Net(3, 10, **PRESETS["cifar-50k-group"].net).eval()
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(for_inference(model, torch.float32)(images), model(images))
+
+
+@pytest.mark.parametrize("kind", ["dense", "separable"])
+def test_a_stride_in_place_of_max_pooling(kind):
+    layer = Layer(8, 8, kind, stride=2)
+    assert layer(torch.randn(2, 8, 15, 15)).shape == (2, 8, 8, 8)
+    assert not layer.residual
+    strided = [module.stride for module in layer.modules() if isinstance(module, torch.nn.Conv2d) and module.stride != (1, 1)]
+    assert strided == [(2, 2)]
+    network = Net(3, 10, **PRESETS["c1c2c3c4o-strict"].net)
+    assert not any(isinstance(module, torch.nn.MaxPool2d) for module in network.modules())
+    assert network.C3(network.C2(network.C1(torch.randn(2, 3, 32, 32)))).shape[2:] == (8, 8)
+
+
+def test_a_stride_that_would_drop_pixels_is_refused():
+    for kind in ("pointwise", "separable_dilated", "dense_dilated"):
+        with pytest.raises(ValueError, match=f"a layer of kind '{kind}' has no stride"):
+            Layer(8, 8, kind, stride=2)
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("group", 3), ("layer", 1)])
+def test_the_normalisation_is_that_of_every_layer(norm, groups):
+    layer = Layer(8, 12, "dense", norm=norm)
+    assert layer.norm.num_groups == groups
+    network = Net(3, 10, **PRESETS[f"cifar-50k-{norm}"].net)
+    norms = [module for module in network.modules() if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.GroupNorm))]
+    assert len(norms) == 9
+    assert all(isinstance(module, torch.nn.GroupNorm) for module in norms)
+    with pytest.raises(ValueError, match="unknown normalisation 'weight'"):
+        Layer(8, 12, "dense", norm="weight")
+
+
 def test_mean_and_maximum_of_each_channel():
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [-4.0, 0.0]]]])
     assert MeanMaxPool2d()(x).flatten().tolist() == [3.0, -1.0, 6.0, 0.0]
@@ -270,7 +307,14 @@ def test_stands_alone(module):
 
 @pytest.mark.parametrize(
     ("preset", "lowest_weight", "left"),
-    [("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("cifar100", 0.5, 0), ("accurate", -1.5, 2)],
+    [
+        ("sprint", 0.5, 0),
+        ("accurate", 0.5, 0),
+        ("teacher", 0.5, 0),
+        ("cifar100", 0.5, 0),
+        ("accurate", -1.5, 2),
+        ("c1c2c3c4o-strict", 0.5, 0),
+    ],
 )
 def test_folded_network_predicts_the_same(preset, lowest_weight, left):
     """Behind max-pooling a BatchNorm with a negative weight is left."""
