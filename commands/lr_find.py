@@ -81,7 +81,7 @@ class LrFind:
 
         test = RangeTest(self.lowest, self.highest, self.steps)
         preset = get_preset(self.preset)
-        chosen = {"optimizer": self.optimizer, "batch_size": self.batch_size}
+        chosen: dict[str, Any] = {"optimizer": self.optimizer, "batch_size": self.batch_size}
         given = {name: value for name, value in chosen.items() if value is not None}
         config = dataclasses.replace(preset.train, **given, seed=self.seed, device=self.device)
         set_threads(self.threads)

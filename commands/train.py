@@ -17,7 +17,7 @@ from commands.shared import network_class, silence, write_report
 from config import InputError, TrainConfig
 from learning.presets import PRESETS, Preset, get_preset
 from learning.weights import save_weights
-from utils import ASSIGNMENT, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
+from utils import ASSIGNMENT, NOTES, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from images.data import ImageDataset
     from learning.inference import TrainedNetwork
     from limits.assignments import Assignment
+    from results.notes import Section
 
 PRESETS_HELP = "Network and hyper-parameters to start from: " + "; ".join(f"{name}, {p.about}" for name, p in PRESETS.items()) + "."
 
@@ -61,6 +62,9 @@ class Train:
     """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
+    author: str = ""
+    """Whose work it is, for the page, which is then written. `report RUN --author` adds it afterwards."""
+    notes: Annotated[Path | None, NOTES] = None
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
@@ -85,6 +89,11 @@ class Train:
         from images import data
         from learning import distributed
 
+        words = []
+        if self.notes:
+            from results import notes
+
+            words = notes.read(self.notes)
         rules = None
         if self.assignment:
             from limits.assignments import load
@@ -98,7 +107,7 @@ class Train:
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
                 out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
-            status = self._train(preset, name, Path(distributed.from_main(str(out))), rules)
+            status = self._train(preset, name, Path(distributed.from_main(str(out))), rules, words)
             is_main = distributed.is_main()
         if self.quiet and is_main:
             print(out)
@@ -109,7 +118,7 @@ class Train:
         """What the run is called after: the class of the user's own network, or the preset."""
         return self.model.rpartition(":")[2] or self.preset
 
-    def _train(self, preset: Preset, name: str, out: Path, rules: Assignment | None) -> int:
+    def _train(self, preset: Preset, name: str, out: Path, rules: Assignment | None, words: list[Section]) -> int:
         import torch
 
         from images import data
@@ -206,8 +215,9 @@ class Train:
 
             demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
             print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
-        if self.report:
-            write_report(out, f"Training of {self.called}", trainer, precision, demands, rules.name if rules else "")
+        if self.report or self.author or words:
+            named = rules.name if rules else ""
+            write_report(out, f"Training of {self.called}", trainer, precision, demands, named, self.author, words)
         if demands is None:
             return 0
         from limits.constraints import exit_status

@@ -52,8 +52,8 @@ class Curve:
         if self.divergence is None:
             return f"where the loss falls fastest, because it does not diverge up to {self.rates[-1]:.2g}"
         return (
-            f"a tenth of {self.divergence:.2g}, from where on the loss is above that of the untrained network: a OneCycle peaks as "
-            f"high as is safe, and the steepest descent, at {self.steepest:.2g}, is where it only begins to learn"
+            f"a tenth of {self.divergence:.2g}, from where on the loss is above that of the untrained network: a OneCycle peaks near "
+            f"the highest safe rate; the steepest descent is at {self.steepest:.2g}"
         )
 
 
