@@ -125,6 +125,8 @@ class Report:
     notes: Annotated[Path | None, NOTES] = None
     data_dir: Path = ROOT / "data"
     """Folder that holds the data set, whose test images that page shows."""
+    skip_unreadable: bool = False
+    """Leave unreadable image files out instead of refusing the folder."""
     device: str = "auto"
     """Where to compute it: auto, cpu, cuda, xpu or mps."""
 
@@ -158,11 +160,14 @@ class Report:
                 print(f"\n{run.name}: what the assignment {self.assignment} demands\n{format_table(run.demands)}")
         print(f"page in {page}, plot in {page.with_name(comparison.PLOT)}")
         if wants_page:
+            from images import data
             from results.hand_in import page_of_run
-            from utils import resolve_device
 
-            device = resolve_device(self.device)
-            report = page_of_run(runs[0], out, self.data_dir, device, self.assignment, self.author, words)
+            network = load_network(self.runs[0] / "model.safetensors", self.device)
+            card = network.card
+            side = card["image_size"][0]
+            dataset = data.load(card["dataset"], self.data_dir, side, self.skip_unreadable, card["classes"])
+            report = page_of_run(runs[0], network, dataset, out, self.assignment, self.author, words)
             print(f"report in {report}")
         return exit_status([one for run in runs for one in run.demands]) if self.assignment else 0
 

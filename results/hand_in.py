@@ -16,12 +16,14 @@ from config import InputError, TrainConfig
 from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches
 from results import report
 from results.canvas import new_figure, png
+from utils import resolve_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from learning.history import History
+    from learning.inference import TrainedNetwork
     from limits.constraints import Constraint
     from results.comparison import Run
     from results.notes import Section
@@ -86,21 +88,14 @@ def write_page(
 
 
 def page_of_run(
-    run: Run, folder: Path, data_dir: Path, device: torch.device, assignment: str, author: str, notes: Sequence[Section]
+    run: Run, network: TrainedNetwork, dataset: ImageDataset, folder: Path, assignment: str, author: str, notes: Sequence[Section]
 ) -> Path:
-    """Write the report of a finished `run` to `folder`, from its weights; returns the path of the page.
+    """Write the report of a finished `run` of `network` on `dataset` to `folder`; returns the path of the page.
 
-    `run` has the demands of the `assignment`, where one is named. Raises InputError where the weights or the data are missing or
-    do not fit each other.
+    `run` has the demands of the `assignment`, where one is named. Raises InputError where network and data do not fit each other.
     """
-    from images import data
-    from learning.inference import TrainedNetwork
-    from utils import resolve_precision
-
-    network = TrainedNetwork.load(Path(run.name) / "model.safetensors", device)
-    card = run.card
-    dataset = data.load(card["dataset"], data_dir, card["image_size"][0], class_order=card["classes"])
     network.demand_fits(dataset)
+    card = run.card
     known = {each.name for each in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{name: value for name, value in run.config.items() if name in known})
     return write_page(
@@ -110,12 +105,12 @@ def page_of_run(
         history=run.history,
         dataset=dataset,
         model=network.model,
-        logits=network.logits(dataset.test.images, resolve_precision(card.get("precision", "fp32"), device)),
+        logits=network.logits(dataset.test.images, resolve_precision(card.get("precision", "fp32"), network.device)),
         card={name: value for name, value in card.items() if name not in ("command", "hardware", "versions")},
         config=config,
         fields=run.config,
         environment={**card.get("hardware", {}), **card.get("versions", {})},
-        device=device,
+        device=network.device,
         demands=run.demands if assignment else None,
         assignment=assignment,
         author=author,

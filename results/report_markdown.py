@@ -38,9 +38,9 @@ def as_markdown(page: dict[str, Any]) -> str:
         return f"![{escape(text)}]({name}.png)"
 
     section("Learning curves", picture("curves", page["curves_text"]), escape(page["curves_text"]))
+    section("Confusion matrix", picture("confusion", page["confusion_text"]), escape(page["confusion_text"]))
     if page["augmented"]:
         section("Augmented images", picture("augmented", page["augmented_text"]), escape(page["augmented_text"]))
-    section("Confusion matrix", picture("confusion", page["confusion_text"]), escape(page["confusion_text"]))
     scores = [
         (name, f"{recall:.1%}", f"{precision:.1%}", f"{f1:.1%}", f"{support:,}")
         for name, (precision, recall, f1, support) in zip(page["classes"], page["per_class"], strict=True)

@@ -14,9 +14,14 @@ from test_report import make_history, make_test, write
 from config import TrainConfig
 from conftest import ROOT
 from course import leaderboard
+from images.data import ImageDataset
 from lab.experiments.page import Figure, Table
 from lab.experiments.page import Page as LabPage
-from results import canvas, comparison, report
+from limits import assignments
+from limits.constraints import check
+from model import Net
+from results import canvas, comparison, hand_in, notes, report
+from results.demands import of_training
 
 pypdfium2 = pytest.importorskip("pypdfium2", reason="requirements-dev.txt is not installed")
 
@@ -26,6 +31,13 @@ CUT = """() => [...document.querySelectorAll("th, td, img, pre, p, h1, h2, h3, l
     const hides = getComputedStyle(one).overflowX !== "visible" && one.scrollWidth > one.clientWidth + 1;
     return place.width && (place.right > innerWidth + 1 || place.left < -1 || hides);
 }).map(one => one.outerHTML.slice(0, 100))"""
+
+
+NOTES = "\n\n".join(
+    ["Summary. " + "Some words about it. " * 30]
+    + [f"## {title}\n\n{'Some words about it. ' * 12}" for title in ("Goal", "Learning curves", "Layers", "Conclusion")]
+    + ["| a wide | table |\n|---|---|\n" + "| with cells | of several words each |\n" * 4]
+)
 
 
 class Explained:
@@ -74,6 +86,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     """One of each template, with much on it."""
     folder = tmp_path_factory.mktemp("pages")
     test, logits = make_test(10, images=400)
+    (folder / "notes.md").write_text(NOTES)
+    assignment = assignments.load("c1c2c3c4o-strict")
     classes = [f"a class of name {i}" for i in range(10)]
     write(
         folder / "report",
@@ -84,6 +98,14 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         config=asdict(TrainConfig()),
         explainer=Explained(),
         command="./run.sh train " + "--option value " * 20,
+        constraints=[*check(Net(3, 10), assignment=assignment), *of_training(assignment)],
+        assignment=assignment.name,
+        layers=[(f"C{k}.depthwise", "3x3 depthwise convolution, dilation 2", "15x15", f"{2 * k} px") for k in range(21)],
+        augmented=canvas.png(
+            hand_in.augmented_figure(ImageDataset("m", test, test, classes), TrainConfig(augment=1.0), *[[0.5] * 3] * 2)
+        ),
+        author="Ada Lovelace",
+        notes=notes.read(folder / "notes.md"),
     )
     runs = comparison.load_runs([write_run(folder / f"a-run-with-a-long-name-{k}", 30) for k in range(3)])
     served = report.render(
@@ -111,7 +133,8 @@ NAMES = ["report", "comparison", "one run", "leaderboard", "lab", "serve"]
 
 def test_every_template_is_among_the_pages():
     """A new one must be added here."""
-    templates = {path.name for folder in ("results", "lab", "course") for path in (ROOT / folder).rglob("*.html.jinja")}
+    found = [path for folder in ("results", "lab", "course") for path in (ROOT / folder).rglob("*.html.jinja")]
+    templates = {path.name for path in found if re.search("<!DOCTYPE|{% extends", path.read_text())}
     assert templates == {f"{name}.html.jinja" for name in ("report", "comparison", "leaderboard", "page", "serve")}
 
 
