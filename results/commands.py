@@ -164,7 +164,7 @@ class Report:
             from results.hand_in import page_of_run
 
             network = load_network(self.runs[0] / "model.safetensors", self.device)
-            card = network.card
+            card = runs[0].card
             side = card["image_size"][0]
             dataset = data.load(card["dataset"], self.data_dir, side, self.skip_unreadable, card["classes"])
             report = page_of_run(runs[0], network, dataset, out, self.assignment, self.author, words)
