@@ -73,7 +73,7 @@ def test_transfer_to_a_folder_leaves_out_unreadable_images(tmp_path, capsys):
     assert run_lab("transfer", "--target", f"folder:{folder}", "--epochs", 1, "--seeds", 1, "--out", tmp_path / "out") == 0
     errors = capsys.readouterr().err
     assert f"1 of 41 files in {folder} are not readable images and are left out: pie/bad.jpg" in errors
-    assert f"1 file in {folder} left out, without the ending of an image, as {folder / 'cake' / 'notes.txt'}" in errors
+    assert f"1 file in {folder} left out, hidden or without the ending of an image, as {folder / 'cake' / 'notes.txt'}" in errors
     page = (tmp_path / "out" / "transfer.html").read_text()
     assert "cake, pie" in page and "cifar8" in page
     assert "<td>8, all 12 a class" in page  # 20, without 4 for the test and 4 held out; 32 and 128 are not there
