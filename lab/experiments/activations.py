@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import bars, learning_curves
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import bars, learning_curves
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
     from images.sources import Split
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
     from training import Trainer
 
 LOOKS = 20  # at the validation images, in a training
@@ -53,8 +53,8 @@ class Activations(Experiment):
 
     def make(self, folder: Path) -> Page:
         """Convolution3 with each activation, everything else alike, one training for each seed."""
-        from lab.experiments.models import Convolution3, activation_layer
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.models import Convolution3, activation_layer
+        from lab.common.trainings import Part, run_parts, take_images
 
         dataset = self.load(self.dataset)
         for name in self.activations:
@@ -80,8 +80,8 @@ class Activations(Experiment):
 
 def measure(trainer: Trainer) -> dict[str, Any]:
     """Dead units on the validation images by layer, and norms of the gradients by layer on the training images, after training."""
-    from lab.experiments.models import dead_units
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import dead_units
+    from lab.common.trainings import as_tensors
 
     model = trainer.trained_model.cpu()
     return {
@@ -92,8 +92,8 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 
 def gradients(model: nn.Module, train: Split, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
     """Norms of the gradients by layer on 256 training images."""
-    from lab.experiments.models import gradient_norms
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import gradient_norms
+    from lab.common.trainings import as_tensors
 
     return gradient_norms(model, *as_tensors(train, mean, std, 256))
 

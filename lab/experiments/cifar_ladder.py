@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import PRESETS, TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import confusions, learning_curves
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import confusions, learning_curves
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
     from images.sources import ImageDataset
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
 
 LOOKS = 8  # at the validation images, in a training
 RUNGS = {
@@ -35,7 +35,7 @@ RUNGS = {
 
 def build(name: str, dataset: ImageDataset) -> nn.Module:
     """The network of a rung."""
-    from lab.experiments.models import Convolution1, Convolution3, Convolution6NormDropout
+    from lab.common.models import Convolution1, Convolution3, Convolution6NormDropout
     from model import Net
 
     shape = dataset.num_channels, dataset.image_size, dataset.num_classes
@@ -64,7 +64,7 @@ class CifarLadder(Experiment):
 
     def make(self, folder: Path) -> Page:
         """Each network on all training images but the validation images, for as many epochs, one training for each seed."""
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.trainings import Part, run_parts, take_images
 
         dataset = self.load(self.dataset)
         parts = []

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import points_with_spread
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, difference, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import points_with_spread
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, difference, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
 
 FC, CONV = "FC_only", "Grayscale1Convolution"  # of models.py
 BATCH_SIZE = 128
@@ -45,8 +45,8 @@ class MoreData(Experiment):
 
     def make(self, folder: Path) -> Page:
         """Both networks on each number of images a class, the same number of steps, one training for each seed."""
-        from lab.experiments import models
-        from lab.experiments.trainings import Part, run_parts, sizes_that_fit, take_images
+        from lab.common import models
+        from lab.common.trainings import Part, run_parts, sizes_that_fit, take_images
 
         dataset = self.load(self.dataset)
         sizes = (16, 64, 0) if self.quick else (16, 64, 256, 1024, 0)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lab.experiments.page import Figure
+from lab.common.page import Figure
 from results.canvas import new_figure, png
 from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lab.experiments.trainings import Outcome
+    from lab.common.trainings import Outcome
     from learning.history import History
 
 # Okabe & Ito's, told apart by the colour-blind; further series take other lines.

@@ -12,17 +12,17 @@ import numpy as np
 
 from config import InputError, TrainConfig
 from images.sources import ImageDataset, Split, stratified_split
-from lab.experiments.command import Experiment
-from lab.experiments.figures import points_with_spread
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import points_with_spread
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lab.experiments.pretrained import Source
-    from lab.experiments.trainings import Images, Outcome, Part
+    from lab.common.trainings import Images, Outcome, Part
+    from lab.experiments.transfer.sources import Source
 
 METHODS = {
     "from scratch": "the same network with random weights",
@@ -65,8 +65,8 @@ class Transfer(Experiment):
 
     def make(self, folder: Path) -> Page:
         """Each method on each number of images a class and each number of epochs, one training for each seed."""
-        from lab.experiments.pretrained import find_source
-        from lab.experiments.trainings import run_parts, sizes_that_fit, take_images
+        from lab.common.trainings import run_parts, sizes_that_fit, take_images
+        from lab.experiments.transfer.sources import find_source
 
         target, classes, split = self.load_target()
         sizes = self.per_class or sizes_that_fit((8, 32) if self.quick else (8, 32, 128, 0), target, classes, self.first_seed)
@@ -96,8 +96,8 @@ class Transfer(Experiment):
         Unreadable files of a folder are left out, which is said on stderr.
         """
         from images.own_images import find_splits, load_folder
-        from lab.experiments.pretrained import LEFT_OUT
-        from lab.experiments.trainings import class_labels
+        from lab.common.trainings import class_labels
+        from lab.experiments.transfer.sources import LEFT_OUT
 
         if any(number < 0 for number in self.per_class) or any(epochs < 1 for epochs in self.epochs):
             raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
@@ -124,7 +124,7 @@ def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
 
 def build(method: str, source: Source, num_classes: int) -> nn.Module:
     """The network of a method, before training. From scratch, a whitening stem takes its filters from the target's images."""
-    from lab.experiments.models import FromScratch, Transferred
+    from lab.experiments.transfer.networks import FromScratch, Transferred
 
     if method == "from scratch":
         features, num_features = source.untrained()
@@ -134,7 +134,7 @@ def build(method: str, source: Source, num_classes: int) -> nn.Module:
 
 def make_part(method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str) -> Part:
     """One training."""
-    from lab.experiments.trainings import Part
+    from lab.common.trainings import Part
 
     count = len(images.dataset.train.labels)
     batch = min(count, max(8, min(128, count // 8)))

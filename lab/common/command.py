@@ -11,7 +11,7 @@ from utils import ROOT, STATED, demand_writable, set_threads
 
 if TYPE_CHECKING:
     from images.sources import ImageDataset
-    from lab.experiments.page import Page
+    from lab.common.page import Page
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from lab.experiments.trainings import Outcome
+    from lab.common.trainings import Outcome
 
 
 def select(outcomes: Sequence[Outcome], **facts: Any) -> list[Outcome]:

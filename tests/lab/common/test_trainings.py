@@ -13,8 +13,8 @@ from made_up_images import count_fits, noise, numbered, numbered_set, numbers_of
 from config import InputError, TrainConfig
 from images import data
 from images.data import ImageDataset, Split, balanced_subset
-from lab.experiments import models
-from lab.experiments.trainings import Part, run_parts, take_images
+from lab.common import models
+from lab.common.trainings import Part, run_parts, take_images
 from training import Trainer
 
 

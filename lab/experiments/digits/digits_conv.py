@@ -10,26 +10,29 @@ import numpy as np
 
 from images import sources
 from images.sources import ImageDataset, Split
-from lab.experiments.digits_fc import DigitsFC, begin_page
-from lab.experiments.figures import image_grid
-from lab.experiments.page import Figure, Page, Table
+from lab.common.figures import image_grid
+from lab.common.page import Figure, Page, Table
+from lab.experiments.digits.until_flat import UntilFlat, begin_page
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lab.experiments.models import Grayscale1Convolution
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.models import Grayscale1Convolution
+    from lab.common.trainings import Outcome, Part
 
 
 @dataclass
-class DigitsConv(DigitsFC):
-    """The same with Grayscale1Convolution: sizes by arithmetic, filters, activations and gradients as pictures."""
+class DigitsConv(UntilFlat):
+    """Train Grayscale1Convolution, one convolution, on 16 images a class until its training loss is flat.
+
+    The page computes the sizes by arithmetic and shows filters, activations and gradients as pictures.
+    """
 
     NAME = "digits-conv"
 
     def make(self, folder: Path) -> Page:
         """Grayscale1Convolution on a few images a class, until the training loss is flat."""
-        from lab.experiments.models import Grayscale1Convolution
+        from lab.common.models import Grayscale1Convolution
 
         parts, outcomes = self.train_until_flat(Grayscale1Convolution, folder)
         part, outcome = parts[0], outcomes[0]
@@ -79,8 +82,8 @@ def add_filters(page: Page, part: Part, outcome: Outcome) -> None:
     import torch
     import torch.nn.functional as F
 
-    from lab.experiments.models import gradient_norms
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import gradient_norms
+    from lab.common.trainings import as_tensors
 
     inputs, targets = as_tensors(part.images.dataset.train, outcome.mean, outcome.std)
     rows, norms = {}, []
@@ -106,7 +109,7 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
     import torch
     import torch.nn.functional as F
 
-    from lab.experiments.trainings import as_tensors
+    from lab.common.trainings import as_tensors
 
     dataset = part.images.dataset
     pictures, whence = _pictures(dataset)

@@ -1,4 +1,4 @@
-"""Does a fully connected network that is shown 16 images a class learn digits, or only these images?"""
+"""What the experiments on few digits share: a training until its loss is flat, and the page with its curves and numbers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import difference, percent
+from lab.common.command import Experiment
+from lab.common.figures import confusion, loss_and_accuracy
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import difference, percent
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lab.experiments.trainings import Images, Outcome, Part
+    from lab.common.trainings import Images, Outcome, Part
 
 FLAT_LOSS = 0.0001  # nats
 MAX_EPOCHS = 2000
 
 
 @dataclass
-class DigitsFC(Experiment):
-    """Train FC_only, a fully connected network, on 16 images a class until its training loss is flat; does it overfit?"""
+class UntilFlat(Experiment):
+    """What both can be told."""
 
     dataset: Annotated[str | None, STATED] = None
     """mnist, fashion_mnist or digits, or any other data set of `train` (default: mnist, with --quick digits)."""
@@ -41,21 +41,11 @@ class DigitsFC(Experiment):
     lr: float = 0.001
     """Learning rate, constant."""
 
-    NAME = "digits-fc"
     DEFAULTS = {"dataset": ("mnist", "digits"), "seeds": (5, 2)}
-
-    def make(self, folder: Path) -> Page:
-        """FC_only on a few images a class, until the training loss is flat."""
-        from lab.experiments.models import FC_only
-
-        parts, outcomes = self.train_until_flat(FC_only, folder)
-        page = begin_page(self.NAME, "A fully connected network on a few digits", __doc__, parts, outcomes)
-        add_weights(page, parts[0], outcomes[0])
-        return page
 
     def train_until_flat(self, network: Callable[..., nn.Module], folder: Path) -> tuple[list[Part], list[Outcome]]:
         """`network` on `per_class` images a class, all of them in each batch, one training for each seed."""
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.trainings import Part, run_parts, take_images
 
         dataset = self.load(self.dataset)
         parts = []
@@ -77,31 +67,6 @@ class DigitsFC(Experiment):
             build = partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes)
             parts.append(Part({"model": network.__name__, "seed": seed}, build, images, config, keep_weights=True))
         return parts, run_parts(parts, folder / "parts")
-
-
-def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
-    """The weights of FC_only as pictures: of each hidden unit, and of both layers together for each class."""
-    dataset, model = part.images.dataset, outcome.model(part)
-    shape = (dataset.num_channels, *dataset.image_size)
-    first = model.fc1.weight.detach().numpy()
-    units = first.reshape(len(first), *shape).mean(1)
-    paths = (model.fc2.weight.detach().numpy() @ first).reshape(-1, *shape).mean(1)
-    rows = {f"units {i} to {min(i + 8, len(units)) - 1}": list(units[i : i + 8]) for i in range(0, len(units), 8)}
-    page.add(
-        "What it looks for",
-        Figure(
-            "weights",
-            image_grid(rows),
-            "Weights of the first layer, one picture for each hidden unit, each weight at its "
-            "pixel's place: red raises the unit, blue lowers it.",
-        ),
-        Figure(
-            "evidence",
-            image_grid({"fc2 x fc1": list(paths)}, dataset.classes),
-            "The product of both layers' weights, one picture a class: what raises (red) or lowers (blue) its logit while all "
-            "hidden units are on.",
-        ),
-    )
 
 
 def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:

@@ -15,9 +15,9 @@ from torch import nn
 
 from config import PRESETS, InputError, TrainConfig
 from images.sources import ImageDataset, Split
-from lab.experiments.command import Experiment
-from lab.experiments.models import net_features
-from lab.experiments.trainings import take_images
+from lab.common.command import Experiment
+from lab.common.trainings import take_images
+from lab.experiments.transfer.networks import net_features
 from learning.inference import TrainedNetwork
 from learning.weights import save_weights
 from model import Net

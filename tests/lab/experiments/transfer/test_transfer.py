@@ -11,7 +11,7 @@ from made_up_images import count_fits, numbered_set, numbers_of, one_line, run_l
 from PIL import Image
 
 from conftest import ROOT
-from lab.experiments import pretrained, transfer
+from lab.experiments.transfer import sources, transfer
 from learning.weights import load_weights
 
 
@@ -24,7 +24,7 @@ def test_splits_of_a_seed_share_no_image():
 
 
 def test_transfer_trains_a_source_on_the_other_classes_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "PRETRAINING", replace(pretrained.PRETRAINING, steps=3, augment=0.0))
+    monkeypatch.setattr(sources, "PRETRAINING", replace(sources.PRETRAINING, steps=3, augment=0.0))
     fits = count_fits(monkeypatch)
     arguments = (
         "transfer",
@@ -73,7 +73,7 @@ def test_transfer_to_a_folder_leaves_out_unreadable_images(tmp_path, capsys):
     assert run_lab("transfer", "--target", f"folder:{folder}", "--epochs", 1, "--seeds", 1, "--out", tmp_path / "out") == 0
     errors = capsys.readouterr().err
     assert f"1 of 41 files in {folder} are not readable images and are left out: pie/bad.jpg" in errors
-    assert f"1 file in {folder} left out, without the ending of an image, as {folder / 'cake' / 'notes.txt'}" in errors
+    assert f"1 file in {folder} left out, hidden or without the ending of an image, as {folder / 'cake' / 'notes.txt'}" in errors
     page = (tmp_path / "out" / "transfer.html").read_text()
     assert "cake, pie" in page and "cifar8" in page
     assert "<td>8, all 12 a class" in page  # 20, without 4 for the test and 4 held out; 32 and 128 are not there

@@ -1,13 +1,11 @@
-"""Statements are true of the numbers."""
+"""What the pages of the digits say is true of the numbers."""
 
 import numpy as np
-import pytest
 from made_up_images import numbered_set
 
 from images.sources import ImageDataset, Split
-from lab.experiments import digits_fc
-from lab.experiments.statements import compare, difference
-from lab.experiments.trainings import Images, Outcome
+from lab.common.trainings import Images, Outcome
+from lab.experiments.digits import until_flat
 from learning.history import Evaluation, History
 
 
@@ -41,25 +39,13 @@ def test_overfitting_is_stated_where_it_is_and_only_there():
     overfitted = [
         make_outcome([1, 0.1, 0.001], [1, 0.5, 0.8], 1.0, 0.6 + 0.01 * seed, [0, 1, 1, 1, 2, 1], seed) for seed in range(3)
     ]
-    says = " ".join(digits_fc.observations(overfitted, images))
+    says = " ".join(until_flat.observations(overfitted, images))
     assert "It overfits in 3 of 3 runs: there the validation loss was lowest after 2 epochs and then rose by 60%" in says
     assert "training accuracy is higher by 39.0 points" in says
     assert "take ant for bee: 3 of the 6 mistakes" in says or "take cat for bee: 3 of the 6 mistakes" in says
     fine = [make_outcome([1, 0.5, 0.4], [1, 0.5, 0.45], 0.9 + 0.02 * seed, 0.92, [0, 0, 1, 1, 2, 2], seed) for seed in range(3)]
-    says = " ".join(digits_fc.observations(fine, images))
+    says = " ".join(until_flat.observations(fine, images))
     assert "overfits" not in says and "no gap beyond the spread" in says
     assert "in any run" in says
-    mixed = " ".join(digits_fc.observations([overfitted[0], fine[1], fine[2]], images))
+    mixed = " ".join(until_flat.observations([overfitted[0], fine[1], fine[2]], images))
     assert "overfits in 1 of 3 runs" in mixed and "In 2 of 3 runs the validation loss ended within 1%" in mixed
-
-
-def test_comparison_tells_a_difference_from_the_spread():
-    mean, half = difference([0.9, 0.92, 0.91], [0.8, 0.82, 0.84])
-    assert mean == pytest.approx(0.09)
-    assert half == pytest.approx(4.3027 * np.std([0.1, 0.1, 0.07], ddof=1) / 3**0.5, rel=1e-4)
-    assert compare("a", [0.9, 0.92, 0.91], "b", [0.8, 0.82, 0.84], "accuracy").startswith(
-        "a is better than b in accuracy by 9.0 points"
-    )
-    assert compare("b", [0.8, 0.82, 0.84], "a", [0.9, 0.92, 0.91], "accuracy").startswith("b is worse than a")
-    assert "no difference in accuracy beyond the spread" in compare("a", [0.9, 0.7, 0.8], "b", [0.8, 0.8, 0.81], "accuracy")
-    assert "do not tell" in compare("a", [0.9, 0.9], "b", [0.8, 0.8], "accuracy")  # two seeds
