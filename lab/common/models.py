@@ -130,7 +130,7 @@ class Convolution6NormDropout(nn.Sequential):
         )
 
 
-def weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     """Convolutions and linear layers, in order, under the names that a page gives them: "conv 1", "linear 5"."""
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for number, layer in enumerate(layers, 1):
@@ -161,7 +161,8 @@ def dead_units(model: nn.Module, inputs: Tensor, slope: float = 0.01) -> list[tu
     def look(layer: nn.Module, arguments: tuple[Tensor], _: Tensor) -> None:
         with torch.enable_grad():
             before = arguments[0].detach().float().requires_grad_()
-            layer.inplace = False
+            if isinstance(layer, (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)):
+                layer.inplace = False
             (derivative,) = torch.autograd.grad(type(layer).forward(layer, before).sum(), before)
         largest = derivative.abs().transpose(0, 1).flatten(1).amax(1)
         counts.append((int((largest < slope).sum()), len(largest)))

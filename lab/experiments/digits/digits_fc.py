@@ -25,14 +25,18 @@ class DigitsFC(UntilFlat):
         from lab.common.models import FC_only
 
         parts, outcomes = self.train_until_flat(FC_only, folder)
-        page = begin_page(self.NAME, "A fully connected network on a few digits", __doc__, parts, outcomes)
+        name = self.page_name(parts[0].images.dataset.name)
+        page = begin_page(name, "A fully connected network on a few digits", __doc__, parts, outcomes)
         add_weights(page, parts[0], outcomes[0])
         return page
 
 
 def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
     """The weights of FC_only as pictures: of each hidden unit, and of both layers together for each class."""
+    from lab.common.models import FC_only
+
     dataset, model = part.images.dataset, outcome.model(part)
+    assert isinstance(model, FC_only)
     shape = (dataset.num_channels, *dataset.image_size)
     first = model.fc1.weight.detach().numpy()
     units = first.reshape(len(first), *shape).mean(1)
