@@ -25,7 +25,7 @@ def test_digits(tmp_path, capsys, name, classes):
     (accuracy,) = accuracies(tmp_path)
     assert accuracy > 0.85  # of two or three digits
     assert f"<td>{accuracy:.2%}</td>" in page
-    assert "the training loss became flat" in out and "the training loss became flat" in page
+    assert "The training loss became flat" in out and "The training loss became flat" in page
     assert "16 a class" in page and f"classes {', '.join(map(str, classes or (0, 4, 6)))}" in page
     own = {"weights", "evidence"} if name == "digits-fc" else {"filters", "activations", "gradients"}
     figures = {"curves", "confusion", *own}
@@ -43,7 +43,7 @@ def test_more_data(tmp_path, capsys):
 
     assert mean(few=False) > mean(few=True) + 0.02  # more data help
     out = capsys.readouterr().out
-    assert "than with 80: " in out and "The lead of Grayscale1Convolution over FC_only is" in out
+    assert "1,097 training images and with 80: " in out and "The lead of Grayscale1Convolution over FC_only is" in out
 
 
 def test_the_quick_ladder_compares_networks_that_have_learned(tmp_path):
