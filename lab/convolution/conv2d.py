@@ -244,12 +244,13 @@ class Conv2d(nn.Module):
             tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
             for value in (kernel_size, stride, dilation)
         )
-        if isinstance(padding, int):
-            padding = (padding, padding)
-        elif not isinstance(padding, str):
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
+        elif isinstance(padding, Sequence):
             padding = tuple(padding)
-        elif padding not in ("same", "valid"):
-            raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
+        else:
+            padding = (padding, padding)
         if groups <= 0 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must be a positive divisor of in_channels={in_channels} and out_channels={out_channels}, not {groups}"
