@@ -211,6 +211,11 @@ def _demand_that_it_fits(input: Tensor, weight: Tensor, bias: Tensor | None, geo
     )
 
 
+def _both(value: int | Sequence[int]) -> tuple[int, ...]:
+    """One number for height and width, or the numbers that there are."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+
+
 class Conv2d(nn.Module):
     """`torch.nn.Conv2d` on `conv2d`: the same arguments, attributes, initial weights for a seed, state dict and errors.
 
@@ -240,17 +245,11 @@ class Conv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kernel_size, stride, dilation = (
-            tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-            for value in (kernel_size, stride, dilation)
-        )
-        if isinstance(padding, str):
-            if padding not in ("same", "valid"):
-                raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
-        elif isinstance(padding, Sequence):
-            padding = tuple(padding)
-        else:
-            padding = (padding, padding)
+        kernel_size, stride, dilation = map(_both, (kernel_size, stride, dilation))
+        if not isinstance(padding, str):
+            padding = _both(padding)
+        elif padding not in ("same", "valid"):
+            raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
         if groups <= 0 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must be a positive divisor of in_channels={in_channels} and out_channels={out_channels}, not {groups}"
