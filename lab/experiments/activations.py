@@ -263,5 +263,5 @@ def speed(runs: dict[str, list[Outcome]]) -> list[str]:
             + (f", the fewest, and {most:.0f} with {listed(slow)}, the most." if fewest < most else ".")
         )
     if missed := [f"{name} in {of_runs(values.count(None), len(values))}" for name, values in steps.items() if None in values]:
-        says.append(f"{goal} was not reached by {', '.join(missed)}.")
+        says.append(f"{goal} was missed by {', '.join(missed)}.")
     return says
