@@ -169,8 +169,8 @@ class PostgreSQL:
                 "cannot read the store's address: it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with @ : / ? # and % in the "
                 "password written as %40 %3A %2F %3F %23 %25"
             )
-        plain = url.set(drivername="postgresql", password=None, query={})
-        self.name = printable(plain.render_as_string())
+        plain = url.set(drivername="postgresql", query={})
+        self.name = printable(plain.render_as_string(hide_password=True))
         self.lease = LEASE
         query = {**CONNECTION, **url.query, "options": " ".join([SESSION, *_texts(url.query.get("options", ()))])}
         try:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 USER = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
-PASSWORD = "p@ss:w/rd?#%"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,25 +68,24 @@ class Server:
     def address(self, database: str, user: str = "owner") -> str:
         return f"postgresql://{user}@/{database}?host={self.folder}&port={self.port}"
 
-    def database(self) -> str:
-        """The address of a new, empty database."""
+    def schema(self) -> str:
+        """The address of a new, empty schema, which for a store is as good as a database and quicker made and removed."""
         self.count += 1
-        name = f"store{self.count}"
-        self.execute("postgres", f"CREATE DATABASE {name}")
-        return self.address(name)
+        self.execute("postgres", f"CREATE SCHEMA s{self.count}")
+        return self.address("postgres") + f"&options=-csearch_path%3Ds{self.count}"
 
-    def execute(self, database: str, *statements: str) -> list[tuple[Any, ...]]:
-        """Run the statements in the database, or where its address points to; the rows of the last one."""
+    def execute(self, address: str, *statements: str) -> list[tuple[Any, ...]]:
+        """Run the statements where the address, or the name of a database, points to; the rows of the last one."""
         import psycopg
 
-        address = database if "://" in database else self.address(database)
+        address = address if "://" in address else self.address(address)
         with psycopg.connect(address, autocommit=True) as connection:
             for statement in statements:
                 cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def end_connections(self, address: str) -> int:
-        """End all connections to a database, as a broken network does; returns how many there were."""
+        """End all other connections to a database, as a broken network does; returns how many there were."""
         ended = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
@@ -110,4 +108,4 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a new store may be made, of each kind."""
     if request.param == "sqlite":
         return str(tmp_path / "deep" / "store.sqlite")
-    return request.getfixturevalue("postgres").database()
+    return request.getfixturevalue("postgres").schema()
