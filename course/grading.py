@@ -25,6 +25,7 @@ from course.store import Entry, Store
 from course.text import printable
 
 PR_SET_PDEATHSIG = 1
+PATIENCE = 300.0  # seconds for which a grader calls a server that it has lost
 
 
 class Cancelled(Exception):
@@ -57,7 +58,7 @@ class Grader:
 
     def work(self, watch: bool) -> None:
         """Grade until no submission is queued; with `watch`, for ever."""
-        with Store(self.path) as store:
+        with Store(self.path, patience=PATIENCE) as store:
             is_idle = False
             while True:
                 taken = store.take()

@@ -32,8 +32,7 @@ from course.submission import Submission
 from course.text import printable
 
 MAX_CRASHES = 2  # of graders over one submission
-PATIENCE = 300.0  # seconds for which a grader tries to reach a server that it has lost
-GIVE_UP = 5.0  # the same when it is ending anyway
+GIVE_UP = 5.0  # seconds for which a grader that ends tries to reach a server that it has lost
 
 T = TypeVar("T")
 column = submissions.c
@@ -84,11 +83,13 @@ class Store:
     Args:
         place: a file, or postgresql://USER@HOST/DATABASE.
         make: make it where it is missing.
+        patience: seconds for which a server that is lost is called again before that is an error.
 
     Raises InputError where there is no store at `place`, or it cannot be made or read; later, too, where it can no longer be used.
     """
 
-    def __init__(self, place: Path | str, make: bool = True) -> None:
+    def __init__(self, place: Path | str, make: bool = True, patience: float = 0.0) -> None:
+        self.patience = patience
         self.marks: dict[int, str] = {}  # of the submissions that this process has taken
         self.database = database(place)
         try:
@@ -154,7 +155,7 @@ class Store:
                 )
             return connection.execute(select(*FIELDS, column.files).where(column.grader == mark)).one()
 
-        row = self._change(change, PATIENCE)
+        row = self._change(change)
         if row is None:
             return None
         self.marks[row.id] = mark
@@ -165,16 +166,16 @@ class Store:
         if self._lease() is None:
             return self._read(lambda connection: connection.scalar(select(column.id).where(self._is_mine(number)))) is not None
         renewal = update(submissions).where(self._is_mine(number)).values(lease=self._lease())
-        return bool(self._change(lambda connection: connection.execute(renewal).rowcount))
+        return bool(self._change(lambda connection: connection.execute(renewal).rowcount, patience=0.0))  # the next one comes soon
 
     def finish(self, number: int, state: str, reason: str, score: float | None, result: dict[str, Any]) -> bool:
         """Write what came of a submission that this process took; False where it was cancelled or taken away meanwhile."""
         values = {"state": state, "reason": printable(reason), "score": score, "result": json.dumps(result)}
-        return self._leave(number, PATIENCE, **values, finished=self.database.now(), lease=None)
+        return self._leave(number, self.patience, **values, finished=self.database.now(), lease=None)
 
     def give_back(self, number: int) -> None:
         """Queue a submission that this process took and could not finish."""
-        self._leave(number, GIVE_UP, state="queued", started=None, grader=None, lease=None)
+        self._leave(number, min(GIVE_UP, self.patience), state="queued", started=None, grader=None, lease=None)
 
     def crashed(self, number: int, how: str) -> str:
         """Queue a submission over which this grader failed, or end it where that is not the first time; returns its state."""
@@ -183,7 +184,7 @@ class Store:
             if connection.scalar(select(column.id).where(self._is_mine(number)).with_for_update()) is not None:
                 self._count_crash(connection, number, how)
 
-        self._change(change, PATIENCE)
+        self._change(change)
         self._forget(number)
         return self.get(number).state
 
@@ -268,8 +269,9 @@ class Store:
     def _read(self, read: Callable[[Connection], T]) -> T:
         return self._change(read, reads_only=True)
 
-    def _change(self, change: Callable[[Connection], T], patience: float = 0.0, reads_only: bool = False) -> T:
+    def _change(self, change: Callable[[Connection], T], patience: float | None = None, reads_only: bool = False) -> T:
         """`change` in one transaction, once more where the server is lost, for so many seconds. Raises InputError."""
+        patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
         attempts = 0
         while True:
