@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -151,6 +152,7 @@ class Grade:
             "jobs": self.jobs,
             "threads": self.threads,
             "sandbox": box.kind,
+            "host": platform.node(),
             "hardware": hardware(),
         }
         graders = [
