@@ -42,6 +42,7 @@ LEASE = 60.0  # seconds after which a grader that has not been heard of counts a
 SCHEMES = ("postgresql://", "postgres://")
 # Of every connection: seconds and milliseconds after which a server, or here a grader, that has vanished is noticed.
 CONNECTION = {
+    "client_encoding": "utf8",
     "connect_timeout": "10",
     "keepalives_idle": "20",
     "keepalives_interval": "5",
@@ -192,6 +193,11 @@ class PostgreSQL:
         tables = inspect(connection).get_table_names()
         if tables and schema.VERSION_TABLE not in tables:
             raise InputError(f"{self.name} is a database, but not a store of submissions: give it a database of its own")
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise InputError(
+                f"the encoding of {self.name} is {encoding}: make it with `createdb --encoding UTF8 --template template0`"
+            )
         return bool(tables)
 
     def now(self) -> ColumnElement[float]:

@@ -132,6 +132,12 @@ def test_a_database_of_others_is_left_alone(postgres, address):
     ]
 
 
+def test_a_database_that_cannot_hold_all_characters_is_refused(postgres):
+    postgres.execute("postgres", "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    with pytest.raises(InputError, match="is LATIN1: make it with `createdb --encoding UTF8"):
+        Store(postgres.address("latin"))
+
+
 def test_without_psycopg(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     assert_refused(run_main("leaderboard", "--store", "postgresql://ada@host/db"), "pip install -r requirements-postgres.txt")

@@ -113,7 +113,7 @@ def graders(address, count=3):
             grader.join()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_of_three_graders_and_their_connections_killed_nothing_is_lost(postgres, address, kills):
     """Every second time a grader is killed, and else the server's connections to all of them."""
     moments = random.Random(0)
