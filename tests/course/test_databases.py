@@ -105,6 +105,8 @@ def test_wrong_addresses_are_one_line_without_the_password(postgres):
     for place, words in (
         (f"postgresql://ada:{encoded}wrong@{host}/course", ["password authentication failed"]),
         (f"postgresql://ada:{PASSWORD}@{host}/course", ["cannot read the store's address", "%40"]),
+        (f"postgresql://ada:p@ss:w/rd@{host}/course", ["cannot read the store's address"]),  # or "ss" would be the host
+        (f"postgresql://ada:p@w/rd@{host}/course", ["cannot read the store's address"]),
         (f"postgresql://ada:{encoded}@{host}/nothing", ['database "nothing" does not exist']),
         (f"postgresql://ada:{encoded}@127.0.0.1:1/course", ["Connection refused"]),
         (f"postgresql://ada:{encoded}@127.0.0.1:port/course", ["cannot read the store's address"]),
