@@ -32,6 +32,7 @@ import processes
 from images import shapes
 from images.sources import Split
 
+pytest_plugins = ["postgres"]
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
 
