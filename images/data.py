@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 
+Channels = tuple[float, ...]
+"""A number for each channel, of pixels from 0 to 1."""
 Shard = tuple[int, int]
 """Rank and number of the processes that share a batch."""
 
@@ -144,13 +146,7 @@ class VectorisedBatches:
     """
 
     def __init__(
-        self,
-        split: Split,
-        config: TrainConfig,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        device: torch.device,
-        shard: Shard = (0, 1),
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
         self.sampler = _Sampler(len(split.labels), config, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -205,13 +201,7 @@ class AugmentedBatches:
     """
 
     def __init__(
-        self,
-        split: Split,
-        config: TrainConfig,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        device: torch.device,
-        shard: Shard = (0, 1),
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
         from transform import BatchAugmentation
 
