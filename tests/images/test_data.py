@@ -68,13 +68,14 @@ def test_impossible_split(held_out):
 
 
 def vectorised(split: Split, batch_size: int = 16, seed: int = 0, shard: tuple[int, int] = (0, 1)) -> VectorisedBatches:
-    return VectorisedBatches(split, batch_size, MEAN, STD, seed, CPU, shard)
+    return VectorisedBatches(split, TrainConfig(batch_size=batch_size, seed=seed), MEAN, STD, CPU, shard)
 
 
 def augmented(
     split: Split, workers: int, seed: int = 0, images_per_draw: int = 1, shard: tuple[int, int] = (0, 1)
 ) -> AugmentedBatches:
-    return AugmentedBatches(split, 16, MEAN, STD, 1.0, images_per_draw, seed, workers, CPU, shard)
+    config = TrainConfig(batch_size=16, augment=1.0, images_per_draw=images_per_draw, seed=seed, workers=workers)
+    return AugmentedBatches(split, config, MEAN, STD, CPU, shard)
 
 
 def assert_same(batches, others) -> None:
@@ -100,7 +101,8 @@ def test_vectorised_batches_are_normalised_images_with_their_labels():
 def moved(
     split: Split, seed: int = 0, shard: tuple[int, int] = (0, 1), shift: int = 2, alternating_flip: bool = True
 ) -> VectorisedBatches:
-    return VectorisedBatches(split, 16, (0.0,) * 3, (1.0,) * 3, seed, CPU, shard, shift, alternating_flip)
+    config = TrainConfig(batch_size=16, seed=seed, shift=shift, alternating_flip=alternating_flip)
+    return VectorisedBatches(split, config, (0.0,) * 3, (1.0,) * 3, CPU, shard)
 
 
 def test_every_image_is_moved_by_whole_pixels_and_its_border_mirrored():
@@ -209,7 +211,7 @@ def test_a_batch_that_cannot_be_shared_out(make, unit):
 def test_images_that_cannot_share_a_draw():
     split = random_split(50, channels=5)
     with pytest.raises(InputError, match="images_per_draw is 2.*5 channels"):
-        AugmentedBatches(split, 16, MEAN, STD, 1.0, 2, 0, 0, CPU)
+        augmented(split, 0, images_per_draw=2)
     with pytest.raises(InputError, match="images_per_draw is 33"):
         TrainConfig(images_per_draw=33)
     with pytest.raises(InputError, match="images_per_draw is 0"):
@@ -246,11 +248,16 @@ BATCHES_SCRIPT = f"""
 import multiprocessing, sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, torch
+from config import TrainConfig
 from images.data import AugmentedBatches, Split
+
+def made(split, **options):
+    config = TrainConfig(augment=1.0, **options)
+    return AugmentedBatches(split, config, (.5, .4, .3), (.25, .2, .3), torch.device("cpu"))
 
 def batches(workers):
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-    return AugmentedBatches(Split(images, np.arange(64)), 16, (.5, .4, .3), (.25, .2, .3), 1.0, 4, 0, workers, torch.device("cpu"))
+    return made(Split(images, np.arange(64)), batch_size=16, images_per_draw=4, workers=workers)
 """
 
 
@@ -284,8 +291,8 @@ def test_forked_workers_do_not_copy_the_images(tmp_path):
 if __name__ == "__main__":
     multiprocessing.set_start_method("fork")
     images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
-    steps = AugmentedBatches(Split(images, np.zeros(len(images), np.int64)), 1000, (.5, .4, .3), (.25, .2, .3), 1.0, 20, 0, 1,
-                             torch.device("cpu")).steps(range(0, 130))
+    split = Split(images, np.zeros(len(images), np.int64))
+    steps = made(split, batch_size=1000, images_per_draw=20, workers=1).steps(range(0, 130))
     for _ in range(100):
         next(steps)
     [worker] = multiprocessing.active_children()
