@@ -8,12 +8,15 @@ import platform
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from config import InputError
 from utils import ASSIGNMENT, ROOT, STATED
+
+if TYPE_CHECKING:
+    from limits.assignments import Assignment
 
 STORE = str(ROOT / "runs" / "submissions.sqlite")
 LIMIT = 360.0  # seconds
@@ -115,11 +118,11 @@ class Grade:
         Store(self.store, make=False).close()  # says what is wrong with it before anything slow is done
         with alone():
             remove_leftovers()
-            self.grade()
+            self.grade(rules, timeout)
         return 0
 
-    def grade(self) -> None:
-        """Grade, with this machine to itself."""
+    def grade(self, rules: Assignment, timeout: float) -> None:
+        """Grade by these rules, with this machine to itself."""
         from course import sandbox
 
         box = sandbox.find(self.sandbox)
@@ -205,16 +208,17 @@ class Leaderboard:
         from course import leaderboard
         from course.store import Store
 
-        with Store(self.store, make=False) as store:
-            if self.show is not None:
-                print(leaderboard.details(store.get(self.show)))
-                return 0
-            entries = store.entries()
         rules = None
         if self.assignment:
             from limits.assignments import load
 
             rules = load(self.assignment)
+        with Store(self.store, make=False) as store:
+            if self.show is not None:
+                print(leaderboard.details(store.get(self.show)))
+                return 0
+            entries = store.entries()
+        if rules:
             entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
         if self.all:
             print(leaderboard.listing(entries))
