@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from benchmarks import run_command
-from config import PRESETS, InputError
+from config import InputError
+from learning.presets import PRESETS
 from results.documents import replace_between
 from utils import ROOT, machine
 

@@ -17,7 +17,7 @@ from utils import machine
 
 MUCH_BEFORE = 20.0  # processor seconds before the clock that are worth a note
 MAX_NAMES = 120  # characters of the names in a table
-SETTINGS = ("dataset", "timeout", "count_init", "jobs", "threads")  # scores compare where these are equal
+SETTINGS = ("dataset", "timeout", "count_init", "jobs", "threads", "assignment")  # scores compare where these are equal
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,10 @@ def summary(entries: Sequence[Entry]) -> list[str]:
         tuple(entry.result.get(key) for key in SETTINGS) for entry in entries if entry.state == "graded"
     )
     for values in settings:
-        dataset, timeout, count_init, jobs, threads = values
+        dataset, timeout, count_init, jobs, threads, assignment = values
         lines.append(
-            f"on {dataset}, limit {timeout:g} s"
+            (f"assignment {assignment}, " if assignment else "")
+            + f"on {dataset}, limit {timeout:g} s"
             + (", with the time before the clock" if count_init else "")
             + (f", {jobs} jobs side by side" if jobs > 1 else "")
             + (f", {threads} threads" if threads else "")
@@ -212,7 +213,7 @@ def details(entry: Entry) -> str:
         lines.append(f"score         {entry.score:.2f} s")
     if "hardware" in entry.result:
         lines.append(f"processor     {_processor(entry)}")
-    for key in ("host", "dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
+    for key in ("host", "assignment", "dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
         if key in entry.result:
             lines.append(f"{key:13} {entry.result[key]}")
     lines += [
@@ -253,6 +254,8 @@ def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """The leaderboard as one page that loads nothing, every value escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from course.harness import TARGET
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -260,12 +263,14 @@ def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    hardware = [entry.result["hardware"] for entry in entries if entry.state == "graded"]
+    graded = [entry for entry in entries if entry.state == "graded"]
+    targets = dict.fromkeys(entry.result.get("target", TARGET) for entry in graded) or {TARGET: None}
     return environment.get_template("leaderboard.html.jinja").render(
         headings=list(COLUMNS),
         rows=[[text(row) for text in COLUMNS.values()] for row in rows],
         summary=summary(entries),
-        hardware="; ".join(dict.fromkeys(machine({"hardware": each}) for each in hardware)),
+        target=" or ".join(f"{100 * target:.4g}%" for target in targets),
+        hardware="; ".join(dict.fromkeys(machine({"hardware": entry.result["hardware"]}) for entry in graded)),
     )
 
 
