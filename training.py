@@ -212,34 +212,8 @@ class Trainer:
         self.std: tuple[float, ...]
         self.mean, self.std = (self.card["mean"], self.card["std"]) if "mean" in self.card else statistics(few)
         self.card |= {"mean": list(self.mean), "std": list(self.std)}
-        self.batches: AugmentedBatches | VectorisedBatches
-        if config.augmentations:
-            self.batches = AugmentedBatches(
-                self.train_split,
-                config.batch_size,
-                self.mean,
-                self.std,
-                config.augment,
-                config.images_per_draw,
-                config.seed,
-                config.workers,
-                self.device,
-                shard,
-                config.augmentations,
-                config.hole,
-            )
-        else:
-            self.batches = VectorisedBatches(
-                self.train_split,
-                config.batch_size,
-                self.mean,
-                self.std,
-                config.seed,
-                self.device,
-                shard,
-                config.shift,
-                config.alternating_flip,
-            )
+        batches = AugmentedBatches if config.augmentations else VectorisedBatches
+        self.batches = batches(self.train_split, config, self.mean, self.std, self.device, shard)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.cycle_ends = cycle_ends(config, self.steps_per_epoch)
         self.total_steps = self.cycle_ends[-1]

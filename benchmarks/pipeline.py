@@ -37,7 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import run_command
-from config import InputError
+from config import InputError, TrainConfig
 from images import data
 from learning.presets import Preset, get_preset
 from model import Net
@@ -171,9 +171,8 @@ class Pipeline:
     def pipeline(self, batch_size: int, augment: float, workers: int, images_per_draw: int) -> Values:
         """Images a second of the pipeline alone, from its first batch on."""
         mean, std = (0.5,) * self.images.num_channels, (0.25,) * self.images.num_channels
-        batches = data.AugmentedBatches(
-            self.images.train, batch_size, mean, std, augment, images_per_draw, 0, workers, torch.device("cpu")
-        )
+        config = TrainConfig(batch_size=batch_size, augment=augment, images_per_draw=images_per_draw, workers=workers)
+        batches = data.AugmentedBatches(self.images.train, config, mean, std, torch.device("cpu"))
         with contextlib.closing(batches.steps(range(10**9))) as steps:
             next(steps)
             started, made = time.perf_counter(), 0

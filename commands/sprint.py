@@ -203,6 +203,7 @@ def run_seeds(
 
     Raises InputError where a run fails for another reason than a missed target.
     """
+    set_threads(threads)  # the record's machine is described in this process
     same = {"preset": preset, "dataset": dataset, "data-dir": data_dir, "target": target, "threads": threads, "conv": conv}
     runs, said = [], set()
     with tempfile.TemporaryDirectory() as folder:

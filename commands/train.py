@@ -167,7 +167,7 @@ class Train:
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
         if rules and distributed.is_main():
-            say_demands(rules, model, dataset)
+            say_demands(rules, model, dataset, config)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         curve = None
         if self.finds_max_lr and not kept:
@@ -260,8 +260,8 @@ def train_defaults(arguments: Sequence[str]) -> Train:
     return Train(preset=preset, config=config, given=tuple(sorted(given)))
 
 
-def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset) -> None:
-    """Print what the assignment demands of the network, before it is trained; what fails is said on stderr, too."""
+def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, config: TrainConfig) -> None:
+    """Print what the assignment demands of the network, before it is trained; what fails, or will, is said on stderr, too."""
     from limits.constraints import check, format_table
 
     found = check(model, dataset.image_size, dataset.num_channels, assignment=rules)
@@ -270,6 +270,11 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset) -> N
     failed = [one.name for one in found if one.passed is False and not one.is_bonus]
     if failed:
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
+    if rules.max_epochs and not config.steps and config.epochs > rules.max_epochs:
+        print(
+            f"note: {config.epochs:g} epochs are to be trained, and the assignment {rules.name} allows {rules.max_epochs:g}",
+            file=sys.stderr,
+        )
 
 
 def load_start(path: Path, spec: str) -> TrainedNetwork:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from config import InputError
 from utils import ASSIGNMENT, ROOT, STATED
 
-STORE = ROOT / "runs" / "submissions.sqlite"
+if TYPE_CHECKING:
+    from limits.assignments import Assignment
+
+STORE = str(ROOT / "runs" / "submissions.sqlite")
 LIMIT = 360.0  # seconds
+Place = Annotated[str, tyro.conf.arg(metavar="FILE|postgresql://USER@HOST/DATABASE")]
 
 
 @dataclasses.dataclass
@@ -27,8 +32,8 @@ class Submit:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """One or more folders, a submission each."""
-    store: Path = STORE
-    """The store: one SQLite file, made where it is missing."""
+    store: Place = STORE
+    """The store: an SQLite file, or a PostgreSQL database for several machines (docs/grading.md); made where it is missing."""
     strict: bool = False
     """Refuse what is otherwise a warning: missing annotations and docstrings."""
 
@@ -65,7 +70,7 @@ class Grade:
     interrupted; what was being graded is then queued again.
     """
 
-    store: Path = STORE
+    store: Place = STORE
     """The store that submit wrote."""
     assignment: Annotated[str, ASSIGNMENT] = ""
     dataset: str = "auto"
@@ -101,20 +106,25 @@ class Grade:
             raise InputError("--timeout must be above 0, --repeats and --jobs 1 or more")
         if self.seed < 0 or self.threads < 0 or self.memory < 0:
             raise InputError("--seed, --threads and --memory must be 0 or more")
-        if not self.store.is_file():
-            raise InputError(f"there is no store {self.store}: `./run.sh submit DIR` makes it")
         if sys.platform != "linux":
             raise InputError("grading needs Linux, for limits and sealed shared memory; submit and leaderboard work here")
         cores = len(os.sched_getaffinity(0))
         if self.jobs > cores:
             raise InputError(f"--jobs is {self.jobs}, but there are {cores} cores: each job needs one of its own")
-        from course import sandbox
         from course.store import Store
-        from course.workplace import remove_leftovers
+        from course.workplace import alone, remove_leftovers
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended in order is no crash over a submission
-        Store(self.store).close()  # says what is wrong with it before anything slow is done
-        remove_leftovers()
+        Store(self.store, make=False).close()  # says what is wrong with it before anything slow is done
+        with alone():
+            remove_leftovers()
+            self.grade(rules, timeout)
+        return 0
+
+    def grade(self, rules: Assignment, timeout: float) -> None:
+        """Grade by these rules, with this machine to itself."""
+        from course import sandbox
+
         box = sandbox.find(self.sandbox)
         for notice in box.notices():
             print(f"note: {notice}", file=sys.stderr)
@@ -158,6 +168,7 @@ class Grade:
             "jobs": self.jobs,
             "threads": self.threads,
             "sandbox": box.kind,
+            "host": platform.node(),
             "hardware": hardware(),
         }
         if self.assignment:
@@ -169,19 +180,19 @@ class Grade:
             work_side_by_side(graders, self.watch)
         else:
             graders[0].work(self.watch)
-        return 0
 
     def hidden(self) -> tuple[Path, ...]:
         """What submissions must not see even where it lies among the system's files."""
         named = self.dataset.partition(":")[2]
-        return (ROOT, self.data_dir, self.store.parent, *([Path(named)] if named else []))
+        store = [] if "://" in self.store else [Path(self.store).parent]
+        return (ROOT, self.data_dir, *store, *([Path(named)] if named else []))
 
 
 @dataclasses.dataclass
 class Leaderboard:
     """Print the best score of every contributor, the fastest first; with --assignment of what was graded with it alone."""
 
-    store: Path = STORE
+    store: Place = STORE
     """The store that submit and grade wrote."""
     assignment: Annotated[str, ASSIGNMENT] = ""
     csv: Path | None = None
@@ -194,21 +205,20 @@ class Leaderboard:
     """Show everything about the submission of that number: warnings, runs, and what it printed."""
 
     def run(self) -> int:
-        if not self.store.is_file():
-            raise InputError(f"there is no store {self.store}: `./run.sh submit DIR` makes it")
         from course import leaderboard
         from course.store import Store
 
-        with Store(self.store) as store:
-            if self.show is not None:
-                print(leaderboard.details(store.get(self.show)))
-                return 0
-            entries = store.entries()
         rules = None
         if self.assignment:
             from limits.assignments import load
 
             rules = load(self.assignment)
+        with Store(self.store, make=False) as store:
+            if self.show is not None:
+                print(leaderboard.details(store.get(self.show)))
+                return 0
+            entries = store.entries()
+        if rules:
             entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
         if self.all:
             print(leaderboard.listing(entries))

@@ -19,16 +19,17 @@ from tqdm import tqdm
 
 from config import InputError
 from course.examiner import Exam, Run
+from course.heartbeat import POLL, Heartbeat
 from course.process import Process
 from course.store import Entry, Store
 from course.text import printable
 
 PR_SET_PDEATHSIG = 1
-POLL = 1.0  # seconds between two looks at the store: for new submissions, or whether the one under way was cancelled
+PATIENCE = 300.0  # seconds for which a grader calls a server that it has lost
 
 
 class Cancelled(Exception):
-    """The contributors have submitted again meanwhile."""
+    """The contributors have submitted again meanwhile, or another grader has it now."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Rules:
 class Grader:
     """One process that grades. `settings` are kept with every result; `line` is where on the screen its progress is shown."""
 
-    def __init__(self, store: Path, exam: Exam, rules: Rules, settings: dict[str, Any], line: int = 0) -> None:
+    def __init__(self, store: Path | str, exam: Exam, rules: Rules, settings: dict[str, Any], line: int = 0) -> None:
         self.path, self.exam, self.rules, self.settings, self.line = store, exam, rules, settings, line
 
     def work(self, watch: bool) -> None:
         """Grade until no submission is queued; with `watch`, for ever."""
-        with Store(self.path) as store:
+        with Store(self.path, patience=PATIENCE) as store:
             is_idle = False
             while True:
                 taken = store.take()
@@ -90,10 +91,13 @@ class Grader:
             say(f"#{entry.id} {store.crashed(entry.id, what)}: the grader {what} over it")
             return
         except BaseException:
-            store.give_back(entry.id)  # what interrupted us is not the submission's fault
+            with contextlib.suppress(InputError):
+                store.give_back(entry.id)  # what interrupted us is not the submission's fault
             raise
-        if not is_kept:
+        if not is_kept and store.get(entry.id).state == "cancelled":
             say(f"#{entry.id} cancelled: its contributors have submitted again")
+        elif not is_kept:
+            say(f"#{entry.id} taken away: this grader had not been heard of, and it is queued again or with another")
         elif state == "graded":
             say(f"#{entry.id} graded: {score:.2f} s")
         else:
@@ -104,21 +108,22 @@ class Grader:
         runs: list[Run] = []
         inspected: dict[str, Any] = {}
         state, reason, score = "failed", "", None
-        last_look, epochs_shown = time.monotonic(), 0
-        with tqdm(
-            total=self.exam.timeout,
-            position=self.line,
-            leave=False,
-            disable=None,
-            bar_format="{desc} {bar:20} {n:.0f} of {total:.0f} s",
-        ) as bar:
+        epochs_shown = 0
+        with (
+            Heartbeat(store, entry.id) as heartbeat,
+            tqdm(
+                total=self.exam.timeout,
+                position=self.line,
+                leave=False,
+                disable=None,
+                bar_format="{desc} {bar:20} {n:.0f} of {total:.0f} s",
+            ) as bar,
+        ):
 
             def show(run: Run, process: Process) -> None:
-                nonlocal last_look, epochs_shown
-                if time.monotonic() - last_look > POLL:
-                    last_look = time.monotonic()
-                    if not store.is_running(entry.id):
-                        raise Cancelled
+                nonlocal epochs_shown
+                if heartbeat.lost.is_set():
+                    raise Cancelled
                 last = f", {run.accuracies[-1]:.2%}" if run.accuracies else ""
                 bar.set_description_str(f"#{entry.id} run {len(runs) + 1} of {self.rules.repeats}: {process.doing}{last}", False)
                 bar.n = min(time.perf_counter() - process.began, self.exam.timeout)

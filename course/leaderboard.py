@@ -63,10 +63,11 @@ def rank(entries: Sequence[Entry]) -> list[Row]:
         for _, pennkey in entry.contributors:
             best.setdefault(pennkey, entry)
     placed = [entry for entry in graded if entry in best.values()]
-    return [_row(place, entry, best) for place, entry in enumerate(placed, 1)]
+    is_mixed = len(_processors(entries)) > 1
+    return [_row(place, entry, best, is_mixed) for place, entry in enumerate(placed, 1)]
 
 
-def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
+def _row(place: int, entry: Entry, best: dict[str, Entry], is_mixed: bool) -> Row:
     names = [f"{name} ({pennkey})" for name, pennkey in entry.contributors if best[pennkey] is entry]
     runs = entry.result["runs"]
     reached = [run for run in runs if run["reached"]]
@@ -88,7 +89,7 @@ def _row(place: int, entry: Entry, best: dict[str, Entry]) -> Row:
         len(constraints),
         ", ".join(name for name, *_, passed in constraints if passed is False),
         _when(entry.submitted),
-        "; ".join(_notes(entry)),
+        "; ".join(_notes(entry, is_mixed)),
     )
 
 
@@ -97,8 +98,21 @@ def _score(entry: Entry) -> float:
     return entry.score
 
 
-def _notes(entry: Entry) -> Iterator[str]:
-    """What there is to say about a score, and how far it can be trusted."""
+def _processor(entry: Entry) -> str:
+    """The kind of processor that all repeats of a submission ran on: its model, its instructions for bf16, its cores."""
+    hardware = entry.result.get("hardware")
+    return printable(machine({"hardware": hardware | {"threads": None}})) if hardware else "unknown"
+
+
+def _processors(entries: Sequence[Entry]) -> list[str]:
+    """The kinds of processors of the graded ones."""
+    return list(dict.fromkeys(_processor(entry) for entry in entries if entry.state == "graded"))
+
+
+def _notes(entry: Entry, is_mixed: bool) -> Iterator[str]:
+    """What there is to say about a score, and how far it can be trusted; of a mixed board, also the processor."""
+    if is_mixed:
+        yield f"on {_processor(entry)}"
     if entry.result.get("sandbox") == "none":
         yield "graded without a sandbox"
     used = max(run.get("processor_seconds", 0) for run in entry.result["runs"])
@@ -164,6 +178,8 @@ def summary(entries: Sequence[Entry]) -> list[str]:
         )
     if len(settings) > 1:
         lines.append("these are several settings: scores compare only within one; grade all again in a store of their own")
+    if len(processors := _processors(entries)) > 1:
+        lines.append(f"graded on {len(processors)} kinds of processors: scores compare only on one of them; the notes say which")
     return lines
 
 
@@ -195,7 +211,9 @@ def details(entry: Entry) -> str:
     ]
     if entry.score is not None:
         lines.append(f"score         {entry.score:.2f} s")
-    for key in ("assignment", "dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
+    if "hardware" in entry.result:
+        lines.append(f"processor     {_processor(entry)}")
+    for key in ("host", "assignment", "dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
         if key in entry.result:
             lines.append(f"{key:13} {entry.result[key]}")
     lines += [

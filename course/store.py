@@ -1,56 +1,58 @@
-"""The store of submissions: one SQLite file that several processes may use at once and any of them may be killed in.
+"""The store of submissions, which many processes may use at once and any of them may be killed in.
 
     queued -> running -> graded | failed          queued, running -> cancelled (its contributors have submitted again)
 
-Every change of state is one transaction. A grader holds a lock on one byte of FILE.lock for the submission that it runs; the kernel
-drops it when that process ends, however it ends, and a running submission whose byte is free is queued again, behind those that no
-grader has died over; after `MAX_CRASHES` it fails.
+It is an SQLite file, or a PostgreSQL database for graders on several machines (databases.py): the statements here are for both.
+Every change of state is one transaction. A running submission bears the mark of the grader that has taken it: without it, nobody
+writes a result. When that grader dies, or has not been heard of for too long, the mark is removed and the submission queued again,
+behind those that no grader has died over; after `MAX_CRASHES` it fails.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import shutil
-import sqlite3
+import platform
+import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, null, select, update
+from sqlalchemy.exc import DBAPIError
 
 from config import InputError
+from course import schema
+from course.databases import database, no_store
+from course.schema import submissions
 from course.submission import Submission
 from course.text import printable
 
-STATES = ("queued", "running", "graded", "failed", "cancelled")
-MAGIC = 0x436F6E76  # SQLite's application_id of a store
 MAX_CRASHES = 2  # of graders over one submission
-ADD_CRASHES = "ALTER TABLE submissions ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0"
-SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS submissions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    state TEXT NOT NULL DEFAULT 'queued' CHECK (state IN {STATES}),
-    reason TEXT NOT NULL DEFAULT '',           -- why it failed
-    assignment TEXT NOT NULL,
-    contributors TEXT NOT NULL,                -- JSON: [[name, pennkey], ...]
-    pennkeys TEXT NOT NULL,                    -- JSON, sorted: who it is from
-    sources TEXT NOT NULL,                     -- JSON
-    warnings TEXT NOT NULL,                    -- JSON
-    files TEXT NOT NULL,                       -- JSON: {{name: text}}
-    submitted REAL NOT NULL,                   -- seconds since 1970
-    started REAL,
-    finished REAL,
-    score REAL,                                -- seconds, of a graded one
-    result TEXT                                -- JSON: what the grader measured
-);
-CREATE INDEX IF NOT EXISTS by_state ON submissions (state, id);
-CREATE INDEX IF NOT EXISTS by_pennkeys ON submissions (pennkeys);
-PRAGMA application_id = {MAGIC};
-"""
-FIELDS = "id, state, reason, assignment, contributors, sources, warnings, submitted, started, finished, score, result"
+GIVE_UP = 5.0  # seconds for which a grader that ends tries to reach a server that it has lost
+
+T = TypeVar("T")
+column = submissions.c
+FIELDS = tuple(
+    column[name]
+    for name in (
+        "id",
+        "state",
+        "reason",
+        "assignment",
+        "contributors",
+        "sources",
+        "warnings",
+        "submitted",
+        "started",
+        "finished",
+        "score",
+        "result",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -76,43 +78,33 @@ class Entry:
 
 
 class Store:
-    """An open store. One process opens it once at a time: closing it also drops the locks on what it is grading.
+    """An open store. One process opens an SQLite file once at a time: closing it also drops the locks on what it is grading.
 
-    Raises InputError where `path` is not a store, or cannot be made or read.
+    Args:
+        place: a file, or postgresql://USER@HOST/DATABASE.
+        make: make it where it is missing.
+        patience: seconds for which a server that is lost is called again before that is an error.
+
+    Raises InputError where there is no store at `place`, or it cannot be made or read; later, too, where it can no longer be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mine: set[int] = set()
+    def __init__(self, place: Path | str, make: bool = True, patience: float = 0.0) -> None:
+        self.patience = patience
+        self.marks: dict[int, str] = {}  # of the submissions that this process has taken
+        self.database = database(place)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Only its owner reads it: it holds everybody's work.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self.locks = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise InputError(f"cannot open the store {path}: {error.strerror or error}") from error
-        try:
-            self.database = sqlite3.connect(path, timeout=60, isolation_level=None)
-            fcntl.lockf(self.locks, fcntl.LOCK_EX, 1, 0)  # while the journal changes SQLite refuses others instead of waiting
-            if self._value("PRAGMA application_id") != MAGIC:
-                if self._value("SELECT count(*) FROM sqlite_master"):
-                    raise InputError(f"{path} is a database, but not a store of submissions")
-                self.database.execute("PRAGMA journal_mode = WAL")
-                with self._transaction():
-                    for statement in SCHEMA.split(";"):
-                        self.database.execute(statement)
-            if not self._value("SELECT count(*) FROM pragma_table_info('submissions') WHERE name = 'crashes'"):
-                self.database.execute(ADD_CRASHES)  # a store of before there was the column, or just made
-            fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 0)
-            self.database.execute("PRAGMA synchronous = FULL")  # a state that was told survives a power cut, too
+            with self.database.opening(make):
+                self._change(lambda connection: self._prepare(connection, make))
             self.recover()
-        except sqlite3.DatabaseError as error:
-            self._say_if_full(error)
-            raise InputError(f"{path} is not a store of submissions, or is damaged: {error}") from error
+        except DBAPIError as error:
+            self.close()
+            raise InputError(self.database.problem(error)) from error
+        except InputError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self.database.close()
-        os.close(self.locks)
 
     def __enter__(self) -> Store:
         return self
@@ -123,158 +115,190 @@ class Store:
     def add(self, submission: Submission) -> tuple[int, list[int]]:
         """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled."""
         pennkeys = json.dumps(sorted(pennkey for _, pennkey in submission.contributors))
-        values = (
-            submission.assignment,
-            json.dumps(submission.contributors),
-            pennkeys,
-            json.dumps(submission.sources),
-            json.dumps(submission.warnings),
-            json.dumps({name: data.decode() for name, data in submission.files.items()}),
-            time.time(),
-        )
-        with self._transaction():
-            cancelled = [
-                row[0]
-                for row in self.database.execute(
-                    "SELECT id FROM submissions WHERE pennkeys = ? AND state IN ('queued', 'running') ORDER BY id", (pennkeys,)
-                )
-            ]
-            self.database.executemany(
-                "UPDATE submissions SET state = 'cancelled', finished = ? WHERE id = ?",
-                [(time.time(), number) for number in cancelled],
+        values = {
+            "assignment": printable(submission.assignment),
+            "contributors": json.dumps(submission.contributors),
+            "pennkeys": pennkeys,
+            "sources": json.dumps(submission.sources),
+            "warnings": json.dumps(submission.warnings),
+            "files": json.dumps({name: data.decode() for name, data in submission.files.items()}),
+        }
+
+        def change(connection: Connection) -> tuple[int, list[int]]:
+            self.database.one_at_a_time(connection, pennkeys)
+            waiting = and_(column.pennkeys == pennkeys, column.state.in_(("queued", "running")))
+            cancelled: list[int] = list(connection.scalars(select(column.id).where(waiting).order_by(column.id).with_for_update()))
+            connection.execute(
+                update(submissions).where(column.id.in_(cancelled)).values(state="cancelled", finished=self.database.now())
             )
-            number = self.database.execute(
-                "INSERT INTO submissions (assignment, contributors, pennkeys, sources, warnings, files, submitted) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                values,
-            ).lastrowid
-        assert number is not None  # an INSERT has been made
-        return number, cancelled
+            made = connection.execute(insert(submissions).values(**values, submitted=self.database.now()))
+            assert made.inserted_primary_key is not None  # an INSERT has been made
+            return made.inserted_primary_key[0], cancelled
+
+        return self._change(change)
 
     def take(self) -> tuple[Entry, dict[str, bytes]] | None:
         """The first queued submission and its files, now running and this process's; None where none is queued."""
-        with self._transaction():
-            self._queue_abandoned()
-            queue = self.database.execute("SELECT id FROM submissions WHERE state = 'queued' ORDER BY crashes, id").fetchall()
-            for (number,) in queue:
-                if self._lock(number):  # else a grader that is about to notice that it was cancelled
-                    break
-            else:
-                return None
-            self.mine.add(number)
-            self.database.execute("UPDATE submissions SET state = 'running', started = ? WHERE id = ?", (time.time(), number))
-        files = json.loads(self._value("SELECT files FROM submissions WHERE id = ?", number))
-        return self.get(number), {name: text.encode() for name, text in files.items()}
+        mark = f"{platform.node()} {os.getpid()} {uuid.uuid4().hex}"
 
-    def is_running(self, number: int) -> bool:
-        """Whether a submission that this process took has not been cancelled since."""
-        return self._value("SELECT state FROM submissions WHERE id = ?", number) == "running"
+        def change(connection: Connection) -> Row | None:
+            # It is ours already where the connection was lost after all was done and before we were told so.
+            if connection.scalar(select(column.id).where(column.grader == mark)) is None:
+                self._queue_abandoned(connection)
+                number = self._first(connection)
+                if number is None:
+                    return None
+                connection.execute(
+                    update(submissions)
+                    .where(column.id == number)
+                    .values(state="running", started=self.database.now(), grader=mark, lease=self._lease())
+                )
+            return connection.execute(select(*FIELDS, column.files).where(column.grader == mark)).one()
+
+        row = self._change(change)
+        if row is None:
+            return None
+        self.marks[row.id] = mark
+        return _entry(row), {name: text.encode() for name, text in json.loads(row.files).items()}
+
+    def keep(self, number: int) -> bool:
+        """Renew the lease of a submission that this process took; False where it was cancelled or taken away since."""
+        if self._lease() is None:
+            return self._read(lambda connection: connection.scalar(select(column.id).where(self._is_mine(number)))) is not None
+        renewal = update(submissions).where(self._is_mine(number)).values(lease=self._lease())
+        return bool(self._change(lambda connection: connection.execute(renewal).rowcount, patience=0.0))  # the next one comes soon
 
     def finish(self, number: int, state: str, reason: str, score: float | None, result: dict[str, Any]) -> bool:
-        """Write what came of a submission that this process took; False where it was cancelled meanwhile."""
-        return self._leave(
-            number,
-            "state = ?, reason = ?, score = ?, result = ?, finished = ?",
-            (state, reason, score, json.dumps(result), time.time()),
-        )
+        """Write what came of a submission that this process took; False where it was cancelled or taken away meanwhile."""
+        values = {"state": state, "reason": printable(reason), "score": score, "result": json.dumps(result)}
+        return self._leave(number, self.patience, **values, finished=self.database.now(), lease=None)
 
     def give_back(self, number: int) -> None:
         """Queue a submission that this process took and could not finish."""
-        self._leave(number, "state = 'queued', started = NULL", ())
+        self._leave(number, min(GIVE_UP, self.patience), state="queued", started=None, grader=None, lease=None)
 
     def crashed(self, number: int, how: str) -> str:
         """Queue a submission over which this grader failed, or end it where that is not the first time; returns its state."""
-        with self._transaction():
-            self._count_crash(number, how)
-        self._leave(number, "started = started", ())
+
+        def change(connection: Connection) -> None:
+            if connection.scalar(select(column.id).where(self._is_mine(number)).with_for_update()) is not None:
+                self._count_crash(connection, number, how)
+
+        self._change(change)
+        self._forget(number)
         return self.get(number).state
 
     def recover(self) -> None:
         """Queue the submissions whose grader died, or end them where that is not the first time."""
-        if self._value("SELECT count(*) FROM submissions WHERE state = 'running'"):
-            with self._transaction():
-                self._queue_abandoned()
+        if self._read(lambda connection: connection.scalar(select(func.count()).where(column.state == "running"))):
+            self._change(self._queue_abandoned)
 
     def get(self, number: int) -> Entry:
         """Raises InputError where there is none of that number."""
-        rows = self.database.execute(f"SELECT {FIELDS} FROM submissions WHERE id = ?", (number,)).fetchall()
-        if not rows:
-            raise InputError(f"there is no submission {number} in {self.path}")
-        return _entry(rows[0])
+        row = self._read(lambda connection: connection.execute(select(*FIELDS).where(column.id == number)).one_or_none())
+        if row is None:
+            raise InputError(f"there is no submission {number} in {self.database.name}")
+        return _entry(row)
 
     def entries(self) -> list[Entry]:
         """All submissions in the order of their numbers."""
-        return [_entry(row) for row in self.database.execute(f"SELECT {FIELDS} FROM submissions ORDER BY id")]
+        return [_entry(row) for row in self._read(lambda connection: connection.execute(select(*FIELDS).order_by(column.id)).all())]
 
-    def _leave(self, number: int, change: str, values: tuple) -> bool:
-        with self._transaction():
-            changed = self.database.execute(
-                f"UPDATE submissions SET {change} WHERE id = ? AND state = 'running'", (*values, number)
-            ).rowcount
-        self.mine.discard(number)
-        fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, number)
-        return bool(changed)
+    def _prepare(self, connection: Connection, make: bool) -> None:
+        """Make the tables, or take the steps from those of an older store."""
+        found = schema.version(connection)
+        if found == schema.VERSION:
+            return
+        if not self.database.is_store(connection) and not make:
+            raise no_store(self.database.name)
+        if found and int(found) > int(schema.VERSION):
+            raise InputError(f"{self.database.name} is a store of a newer version of this program")
+        schema.migrate(connection)
 
-    def _queue_abandoned(self) -> None:
-        for (number,) in self.database.execute("SELECT id FROM submissions WHERE state = 'running'").fetchall():
-            if number not in self.mine and self._lock(number):
-                self._count_crash(number, "was killed")
-                fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, number)
+    def _first(self, connection: Connection) -> int | None:
+        """The number of the first queued submission that is nobody's; no other grader gets it while the transaction lasts."""
+        tried: list[int] = []
+        queue = select(column.id).where(column.state == "queued").order_by(column.crashes, column.id).limit(1)
+        queue = queue.with_for_update(skip_locked=True)
+        while True:
+            number: int | None = connection.scalar(queue.where(column.id.not_in(tried)))
+            if number is None or self.database.hold(number):
+                return number
+            tried.append(number)  # a grader has it that is about to notice that it was cancelled
 
-    def _count_crash(self, number: int, how: str) -> None:
-        change = "crashes = crashes + 1, state = 'queued', started = NULL"
-        if self._value("SELECT crashes FROM submissions WHERE id = ?", number) + 1 >= MAX_CRASHES:
-            change = "crashes = crashes + 1, state = 'failed', finished = :now, reason = :reason"
-        reason = f"the grader {how} while it graded this, {MAX_CRASHES} times: submit it again if it was not the reason"
-        values = {"now": time.time(), "reason": reason, "number": number}
-        self.database.execute(f"UPDATE submissions SET {change} WHERE id = :number AND state = 'running'", values)
+    def _lease(self) -> ColumnElement[float] | None:
+        return None if self.database.lease is None else self.database.now() + self.database.lease
 
-    def _lock(self, number: int) -> bool:
-        """Take the lock of a submission, unless another process has it."""
-        try:
-            fcntl.lockf(self.locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+    def _is_mine(self, number: int) -> ColumnElement[bool]:
+        return and_(column.id == number, column.state == "running", column.grader == self.marks.get(number, ""))
 
-    def _value(self, query: str, *values: object) -> Any:
-        row = self.database.execute(query, values).fetchone()
-        return row and row[0]
+    def _leave(self, number: int, patience: float, **values: Any) -> bool:
+        """Write the values where the submission is still this process's; where it is told so too late, they are there already."""
+        written = and_(column.id == number, column.state == values["state"], column.grader == self.marks.get(number, ""))
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self.database.execute("BEGIN IMMEDIATE")
+        def change(connection: Connection) -> bool:
+            changed = connection.execute(update(submissions).where(self._is_mine(number)).values(**values)).rowcount
+            return bool(changed) or connection.scalar(select(column.id).where(written)) is not None
+
+        is_kept = self._change(change, patience)
+        self._forget(number)
+        return is_kept
+
+    def _forget(self, number: int) -> None:
+        self.marks.pop(number, None)
+        self.database.release(number)
+
+    def _queue_abandoned(self, connection: Connection) -> None:
+        running = select(column.id).where(column.state == "running", self.database.may_have_died()).order_by(column.id)
+        abandoned: list[int] = list(connection.scalars(running.with_for_update(skip_locked=True)))
+        for number in abandoned:
+            if number not in self.marks and self.database.hold(number):
+                self._count_crash(connection, number, "was killed")
+                self.database.release(number)
+
+    def _count_crash(self, connection: Connection, number: int, how: str) -> None:
+        """Of a running submission; its grader's mark is gone then."""
+        here = column.id == number
+        values: dict[str, Any] = {"state": "queued", "started": null()}
+        if connection.execute(select(column.crashes).where(here)).scalar_one() + 1 >= MAX_CRASHES:
+            reason = f"the grader {how} while it graded this, {MAX_CRASHES} times: submit it again if it was not the reason"
+            values = {"state": "failed", "finished": self.database.now(), "reason": reason}
+        values |= {"crashes": column.crashes + 1, "grader": null(), "lease": null()}
+        connection.execute(update(submissions).where(here).values(**values))
+
+    def _read(self, read: Callable[[Connection], T]) -> T:
+        return self._change(read, reads_only=True)
+
+    def _change(self, change: Callable[[Connection], T], patience: float | None = None, reads_only: bool = False) -> T:
+        """`change` in one transaction, once more where the server is lost, for so many seconds. Raises InputError."""
+        patience = self.patience if patience is None else patience
+        until = time.monotonic() + patience
+        attempts = 0
+        while True:
             try:
-                yield
-                self.database.execute("COMMIT")
-            except BaseException:
-                if self.database.in_transaction:  # SQLite itself has rolled back where the disk is full
-                    self.database.execute("ROLLBACK")
-                raise
-        except sqlite3.OperationalError as error:
-            self._say_if_full(error)
-            raise
-
-    def _say_if_full(self, error: sqlite3.DatabaseError) -> None:
-        """Raise InputError where the reason is that there is no room on the disk; all that was written before is kept."""
-        if "disk is full" in str(error) or ("disk I/O" in str(error) and shutil.disk_usage(self.path.parent).free < 1 << 20):
-            raise InputError(f"the disk is full: {self.path} is as it was before; make room and start again") from error
+                with self.database.engine.execution_options(reads_only=reads_only).begin() as connection:
+                    return change(connection)
+            except DBAPIError as error:
+                if not self.database.is_lost(error) or time.monotonic() >= until:
+                    raise InputError(self.database.problem(error)) from error
+            attempts += 1
+            if attempts == 2:  # once is a server that restarts
+                print(f"note: {self.database.name} is lost, trying again for {patience:.0f} s", file=sys.stderr)
+            time.sleep(0.5)
 
 
-def _entry(row: tuple) -> Entry:
-    number, state, reason, assignment, contributors, sources, remarks, submitted, started, finished, score, result = row
+def _entry(row: Row) -> Entry:
     return Entry(
-        number,
-        state,
-        printable(reason),
-        printable(assignment),
-        [(printable(name, 100), printable(pennkey, 100)) for name, pennkey in json.loads(contributors)],
-        [printable(source, 2000) for source in json.loads(sources)],
-        [printable(remark) for remark in json.loads(remarks)],
-        submitted,
-        started,
-        finished,
-        score,
-        json.loads(result) if result else {},
+        row.id,
+        row.state,
+        printable(row.reason),
+        printable(row.assignment),
+        [(printable(name, 100), printable(pennkey, 100)) for name, pennkey in json.loads(row.contributors)],
+        [printable(source, 2000) for source in json.loads(row.sources)],
+        [printable(remark) for remark in json.loads(row.warnings)],
+        row.submitted,
+        row.started,
+        row.finished,
+        row.score,
+        json.loads(row.result) if row.result else {},
     )

@@ -1,4 +1,4 @@
-"""The temporary folders in which submissions run, and what killed graders have left of them."""
+"""The temporary folders in which submissions run, what killed graders have left of them, and that one grader has the machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,40 @@ import fcntl
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from config import InputError
+
 NAME = "convsprint-grade-"  # how their names begin
+TURN = "convsprint-grade.lock"  # beside them; which user's it is does not matter
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While it lasts, no other `grade` begins on this machine: each would disturb the other's clock. Raises InputError where one
+    is at work.
+    """
+    path = Path(tempfile.gettempdir()) / TURN
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        try:
+            lock = os.open(path, os.O_RDONLY | flags)
+        except FileNotFoundError:
+            lock = os.open(path, os.O_RDONLY | os.O_CREAT | flags, 0o444)
+    except OSError as error:
+        raise InputError(f"cannot open {path}, by which graders know of each other: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the grader and its jobs die
+    except BlockingIOError:
+        os.close(lock)
+        raise InputError(
+            "another grader works on this machine, and two would disturb each other's clocks: end that one, or give it --jobs"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 class workplace:  # noqa: N801 (used as a function)

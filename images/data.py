@@ -7,14 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import InputError
+from config import InputError, TrainConfig
 from images.loading import has_cifar10, load, resolve_auto
 from images.sources import ImageDataset, Split, file_name, stratified_split
 
@@ -35,6 +35,12 @@ __all__ = [
     "statistics",
     "stratified_split",
 ]
+
+
+Channels = tuple[float, ...]
+"""A number for each channel, of pixels from 0 to 1."""
+Shard = tuple[int, int]
+"""Rank and number of the processes that share a batch."""
 
 
 def balanced_subset(split: Split, classes: Mapping[str, int], per_class: int | None, seed: int) -> Split:
@@ -109,16 +115,16 @@ def demand_batch(batch_size: int, count: int, images_per_draw: int, processes: i
 class _Sampler:
     """Which images are in the batch of a global step, and which of them are this process's.
 
-    The batches of an epoch are a new order of the images, cut into `batch_size`; what is left over is not used in it. With
-    `shard` (rank, number of processes), `indices` gives the rank-th of that many equal, contiguous parts of the batch.
+    The batches of an epoch are a new order of the images, cut into batches; what is left over is not used in it. With `shard`
+    (rank, number of processes), `indices` gives the rank-th of that many equal, contiguous parts of the batch.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, shard: tuple[int, int], images_per_draw: int = 1) -> None:
+    def __init__(self, count: int, config: TrainConfig, shard: Shard, images_per_draw: int = 1) -> None:
         self.rank, processes = shard
-        demand_batch(batch_size, count, images_per_draw, processes)
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.share = batch_size // processes
-        self.steps_per_epoch = count // batch_size
+        self.count, self.batch_size, self.seed = count, config.batch_size, config.seed
+        demand_batch(self.batch_size, count, images_per_draw, processes)
+        self.share = self.batch_size // processes
+        self.steps_per_epoch = count // self.batch_size
 
     def indices(self, step: int, device: torch.device) -> Tensor:
         """(share,) int64, on `device`."""
@@ -130,34 +136,25 @@ class _Sampler:
 class VectorisedBatches:
     """Batches of images that are picked, moved, mirrored and normalised at once, as whole batches.
 
-    `shift` and `alternating_flip` are those of TrainConfig; both come from the seed and the step alone.
+    Batch size, seed, shift and flips are those of `config`; all that is drawn comes from the seed and the step alone.
 
     `steps(steps)` yields (inputs, targets) of each of these global steps: (B, C, H, W) float32 in channels_last memory
     and (B,) int64, on `device`. Each epoch is a new order; what is left after its last whole batch is not used in it.
 
-    `batch_size` is that of all processes together: with `shard` (rank, number of processes), B is one part of it, and the parts
+    The batch size is that of all processes together: with `shard` (rank, number of processes), B is one part of it, and the parts
     of all ranks, one after the other, are the batch of a single process. Raises InputError where it cannot be divided so.
     """
 
     def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: int,
-        device: torch.device,
-        shard: tuple[int, int] = (0, 1),
-        shift: int = 0,
-        alternating_flip: bool = False,
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
-        self.sampler = _Sampler(len(split.labels), batch_size, seed, shard)
+        self.sampler = _Sampler(len(split.labels), config, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.shift = shift
-        if shift >= min(split.images.shape[1:3]):
-            raise InputError(f"shift is {shift}: it must be less than the side of an image ({min(split.images.shape[1:3])} pixels)")
+        self.shift, side = config.shift, min(split.images.shape[1:3])
+        if self.shift >= side:
+            raise InputError(f"shift is {self.shift}: it must be less than the side of an image ({side} pixels)")
         # Which images the even epochs mirror; the odd ones mirror the others.
-        coins = np.random.default_rng(seed).integers(2, size=len(split.labels)) if alternating_flip else None
+        coins = np.random.default_rng(config.seed).integers(2, size=len(split.labels)) if config.alternating_flip else None
         self.flips = None if coins is None else torch.from_numpy(coins).bool().to(device)
         self.mean, self.std, self.device = mean, std, device
         self.images = torch.from_numpy(split.images).to(device)
@@ -197,38 +194,27 @@ def _mirrored(places: Tensor, size: int) -> Tensor:
 class AugmentedBatches:
     """Batches through the Albumentations pipeline of transform.py, made in worker processes.
 
-    The same interface as `VectorisedBatches`. `images_per_draw` images that follow each other share one draw of random numbers,
-    which comes from the seed, the step and their place in the batch of all processes alone: neither the number of workers or
-    processes nor an interruption changes a batch. A worker makes whole batches, works on across the ends of epochs and, where
-    processes are forked, reads the images in place.
+    The same interface as `VectorisedBatches`. `config.images_per_draw` images that follow each other share one draw of random
+    numbers, which comes from the seed, the step and their place in the batch of all processes alone: neither the number of
+    workers or processes nor an interruption changes a batch. A worker makes whole batches, works on across the ends of epochs
+    and, where processes are forked, reads the images in place.
     """
 
     def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        strength: float,
-        images_per_draw: int,
-        seed: int,
-        workers: int,
-        device: torch.device,
-        shard: tuple[int, int] = (0, 1),
-        parts: Collection[str] = ("flip", "shift_scale_rotate", "dropout"),
-        hole: int = 0,
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
         from transform import BatchAugmentation
 
-        if hole > min(split.images.shape[1:3]):
-            raise InputError(f"hole is {hole}: it must be at most the side of an image ({min(split.images.shape[1:3])} pixels)")
-        if split.images.shape[3] > 4 and images_per_draw > 1:
-            raise InputError(f"images_per_draw is {images_per_draw}: for images of {split.images.shape[3]} channels it must be 1")
-        sampler = _Sampler(len(split.labels), batch_size, seed, shard, images_per_draw)
+        side, size = min(split.images.shape[1:3]), config.images_per_draw
+        if config.hole > side:
+            raise InputError(f"hole is {config.hole}: it must be at most the side of an image ({side} pixels)")
+        if split.images.shape[3] > 4 and size > 1:
+            raise InputError(f"images_per_draw is {size}: for images of {split.images.shape[3]} channels it must be 1")
+        sampler = _Sampler(len(split.labels), config, shard, size)
         self.steps_per_epoch = sampler.steps_per_epoch
-        self.mean, self.std, self.workers, self.device = mean, std, workers, device
-        augmentation = BatchAugmentation(mean, strength, images_per_draw, parts, hole)
-        self.batches = _AugmentedSteps(split, sampler, augmentation, images_per_draw)
+        self.mean, self.std, self.workers, self.device = mean, std, config.workers, device
+        augmentation = BatchAugmentation(mean, config.augment, size, config.augmentations, config.hole)
+        self.batches = _AugmentedSteps(split, sampler, augmentation, size)
 
     def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lab.convolution.cost import ByHand
 from lab.experiments.activations import Activations
 from lab.experiments.cifar_ladder import CifarLadder
-from lab.experiments.digits_conv import DigitsConv
-from lab.experiments.digits_fc import DigitsFC
+from lab.experiments.digits.digits_conv import DigitsConv
+from lab.experiments.digits.digits_fc import DigitsFC
 from lab.experiments.more_data import MoreData
-from lab.experiments.transfer import Transfer
+from lab.experiments.transfer.transfer import Transfer
 from lab.measurements.gradients_page import Gradients
 from lab.measurements.layers import Layers
 from lab.measurements.runtimes_page import Runtimes

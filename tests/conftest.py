@@ -37,6 +37,7 @@ from images.sources import Split
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+pytest_plugins = ["postgres"]
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONVSPRINT_DATA", ROOT / "data"))
 
@@ -45,8 +46,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too, which repeat at length what others show")
 
 
+# The long files come first: none is left for the end, when it would run alone.
+LONG = frozenset(
+    str.split("attacks distributed export grading hostile kills main report runtimes scripts serving_page training weights")
+)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes for `-n auto`: one more than there are cores, since many tests wait for processes that they have started."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked slow, unless --all is given or the tests are named one by one."""
+    """Long files first. Leave out what is marked slow, unless --all is given or the tests are named one by one."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)  # stable: else the order stays
     if config.getoption("--all") or any("::" in argument for argument in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

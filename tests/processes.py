@@ -37,6 +37,7 @@ def become(command: list[str], cwd: str, environment: dict[str, str], outputs: l
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    tempfile.tempdir = None  # of another environment
     multiprocessing.set_start_method(None, force=True)  # what a new process has
     for name in [name for name, module in sys.modules.items() if is_ours(getattr(module, "__file__", None) or "/")]:
         del sys.modules[name]  # the libraries alone stay

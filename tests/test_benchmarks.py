@@ -367,12 +367,30 @@ def test_panel_runs_the_courses_loop_on_its_sets(tmp_path):
         "    optimizer_factory = staticmethod(lambda model: torch.optim.Adam(model.parameters(), 1e-3))\n"
     )
     script, record = ROOT / "benchmarks" / "panel.py", tmp_path / "record.json"
-    result = processes.run(script, "--sets", "shapes", "--files", tmp_path, "--json", record, "--limit", 200)
+    networks = [tmp_path, "dense", "residual"]
+    result = processes.run(script, "--sets", "shapes", "--networks", *networks, "--json", record, "--limit", 200)
     assert result.returncode == 0, result.stderr
-    (run,) = json.loads(record.read_text())["runs"]["shapes"]
-    assert not run["reached"] and run["epochs"] == 2 and "| shapes | 0 | missed in " in result.stdout
-    assert_refused(processes.run(script, "--sets", "pairs", "--files", tmp_path), "unknown set 'pairs' of the panel")
-    assert_refused(processes.run(script, "--sets", "shapes", "--files", tmp_path / "none"), "no model.py and no config.py")
+    (mine,), (dense,), (residual,) = json.loads(record.read_text())["runs"]["shapes"].values()
+    assert not mine["reached"] and mine["epochs"] == 2 and f"| shapes | {tmp_path} | 0 | missed in " in result.stdout
+    assert dense["reached"] and residual["reached"]  # a broken reference would be easy to beat
+    assert_refused(processes.run(script, "--sets", "pairs"), "unknown set 'pairs' of the panel")
+    assert_refused(processes.run(script, "--sets", "shapes", "--networks", "none"), "no model.py and no config.py in none")
+
+
+def test_summary_of_the_panel_counts_misses_and_compares_with_the_best_other():
+    def results(*seconds, missed=0):
+        return [{"seconds": value, "reached": i >= missed} for i, value in enumerate(seconds)]
+
+    easy = {"ours": results(1, 2, 3), "dense": results(9, 9, 9), "residual": results(4, 4, 5)}
+    hard = {"ours": results(360, 8, 8, missed=1), "dense": results(1, 1, 1), "residual": results(4, 4, 5)}
+    text = panel.summary({"easy": easy, "hard": hard})
+    assert "| easy | 2.0 s (1.0 to 3.0), 0 of 3 missed | 9.0 s (9.0 to 9.0), 0 of 3 missed |" in text
+    assert "| hard | 8.0 s (8.0 to 360.0), 1 of 3 missed |" in text
+    assert [line.split("|")[-2].strip() for line in text.splitlines()[2:4]] == ["0.50", "8.00"]
+    assert "ours takes 2.00 times as long as the best other" in text
+    assert "ratio |" in panel.summary({"easy": {"ours": results(1)}}) and "times" not in panel.summary(
+        {"easy": {"ours": results(1)}}
+    )
 
 
 @pytest.mark.parametrize(("kind", "classes", "members"), [("pairs", 10, 10), ("coarse", 10, 5), ("fine", 10, 1), ("three", 3, 5)])

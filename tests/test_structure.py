@@ -16,7 +16,7 @@ MAX_LEVELS = 7
 MIN_CONTENTS = 3  # Python files, or folders of them, in a folder; __init__.py does not count
 STAND_ALONE = ("model.py", "config.py")  # a course's grader copies these two files alone
 
-TESTS = ("tests", "conftest", "made_up", "processes")  # the product runs without them
+TESTS = ("tests", "conftest", "made_up", "postgres", "processes")  # the product runs without them
 
 Order = list[list[str]]
 

@@ -93,7 +93,7 @@ class _WeightGradient(Function):
     def forward(ctx: Any, grad: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, x)
         ctx.geometry = geometry
-        parts = [gradient_of_weight(*part, geometry) for part in in_parts(geometry, x.shape[1], grad, x)]
+        parts = [gradient_of_weight(g, image, geometry) for g, image in in_parts(geometry, x.shape[1], grad, x)]
         return torch.stack(parts).sum(0)
 
     @staticmethod
@@ -120,6 +120,12 @@ def _same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, 
     """Zeros on the left, on the right, above and below that keep height and width; an odd one goes to the right or below."""
     (height, width) = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
     return width // 2, width - width // 2, height // 2, height - height // 2
+
+
+def _autocast(tensor: Tensor, device: str) -> Tensor:
+    """`tensor` in the dtype of autocast on that device, if it is one that autocast changes."""
+    changes = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(device)) if changes else tensor
 
 
 def _demand(ok: bool, message: str) -> None:
@@ -165,20 +171,20 @@ def conv2d(
     if input.dim() == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = (
-            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-            for t in (input, weight, bias)
-        )
+        input, weight = _autocast(input, input.device.type), _autocast(weight, input.device.type)
+        bias = None if bias is None else _autocast(bias, input.device.type)
     if padding == "same":
         _demand(stride == (1, 1), "padding='same' needs stride 1")
-        padding = _same_padding(weight.shape[2:], dilation)
+        zeros = _same_padding(weight.shape[2:], dilation)
     elif padding == "valid":
-        padding = (0, 0, 0, 0)
+        zeros = (0, 0, 0, 0)
+    elif isinstance(padding, str):
+        raise RuntimeError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
     else:
-        _demand(not isinstance(padding, str), f"padding must be numbers, 'same' or 'valid', not '{padding}'")
-        padding = (padding[1], padding[1], padding[0], padding[0])
-    geometry = Geometry(tuple(input.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation, groups)
+        vertical, horizontal = padding
+        zeros = (horizontal, horizontal, vertical, vertical)
+    (height, width), (kernel_height, kernel_width) = input.shape[2:], weight.shape[2:]
+    geometry = Geometry((height, width), (kernel_height, kernel_width), stride, zeros, dilation, groups)
     _demand_that_it_fits(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry)
 
@@ -203,6 +209,11 @@ def _demand_that_it_fits(input: Tensor, weight: Tensor, bias: Tensor | None, geo
         min(geometry.output_size) > 0,
         f"the kernel {geometry.kernel} with dilation {geometry.dilation} is larger than the padded input {geometry.padded_size}",
     )
+
+
+def _both(value: int | Sequence[int]) -> tuple[int, ...]:
+    """One number for height and width, or the numbers that there are."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
 
 
 class Conv2d(nn.Module):
@@ -234,12 +245,9 @@ class Conv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kernel_size, stride, dilation = (
-            tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-            for value in (kernel_size, stride, dilation)
-        )
+        kernel_size, stride, dilation = map(_both, (kernel_size, stride, dilation))
         if not isinstance(padding, str):
-            padding = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
+            padding = _both(padding)
         elif padding not in ("same", "valid"):
             raise ValueError(f"padding must be numbers, 'same' or 'valid', not '{padding}'")
         if groups <= 0 or in_channels % groups or out_channels % groups:
@@ -268,14 +276,14 @@ class Conv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in_channels, H, W) or (in_channels, H, W) -> the same with out_channels and the size `conv2d` states."""
-        padding = self.padding
+        padding: Sequence[int] | str = self.padding
         if self.padding_mode != "zeros" and padding != "valid":
-            around = (
-                _same_padding(self.kernel_size, self.dilation)
-                if padding == "same"
-                else [pixels for pixels in reversed(padding) for _ in range(2)]
-            )
-            input, padding = F.pad(input, around, self.padding_mode), 0
+            around: Sequence[int]
+            if isinstance(padding, str):
+                around = _same_padding(self.kernel_size, self.dilation)
+            else:
+                around = [pixels for pixels in reversed(padding) for _ in range(2)]
+            input, padding = F.pad(input, around, self.padding_mode), (0, 0)
         return conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.measurements.shared import demand_whole
+from lab.common.quick import demand_whole
+from lab.common.statements import span
 from learning.presets import PRESETS
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
@@ -95,7 +97,7 @@ def _convolutions_of_the_presets() -> dict[tuple, list[str]]:
 
 def _least_ms(works: list[Callable[[], object]], repeats: int) -> list[float]:
     """The least milliseconds of `repeats` calls of each, the works in turn, after a round that is not counted."""
-    times = []
+    times: list[list[float]] = []
     for _ in range(1 + repeats):
         times.append([])
         for work in works:
@@ -137,7 +139,7 @@ def layer_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) -> l
             for name, value in (("stride", stride[0]), ("padding", padding[0]), ("dilation", dilation[0]), ("groups", groups))
             if value > 1
         )
-        times = _least_ms([lambda a=arguments, f=f: there_and_back(f, *a) for f in (F.conv2d, conv2d)], repeats)
+        times = _least_ms([partial(there_and_back, f, *arguments) for f in (F.conv2d, conv2d)], repeats)
         rows.append(Cost(shape, ", ".join(presets), *times))
     return rows
 
@@ -163,7 +165,7 @@ def network_costs(precision: str, repeats: int, batch_size: int = BATCH_SIZE) ->
     rows = []
     for presets in by_network.values():
         networks = [kind(3, 10, **PRESETS[presets[0]].net).to(memory_format=torch.channels_last) for kind in (Net, ByHandNet)]
-        times = _least_ms([lambda n=network: step(n) for network in networks], repeats)
+        times = _least_ms([partial(step, network) for network in networks], repeats)
         rows.append(Cost("the whole network", ", ".join(presets), *times))
     return rows
 
@@ -188,7 +190,7 @@ def in_words(costs: dict[str, list[Cost]]) -> str:
         *layers, whole = sprint
         worst, worst_of_all = max(layers, key=lambda row: row.ratio), max(rows, key=lambda row: row.ratio)
         sentences.append(
-            f"In {name} the convolutions of the sprint's network take {min(row.ratio for row in layers):.1f} to {worst.ratio:.1f} "
+            f"In {name} the convolutions of the sprint's network take {span([row.ratio for row in layers], '.1f')} "
             f"times as long as torch's (the worst: {worst.shape}), the whole network {whole.ratio:.1f} times; over all presets the "
             f"worst is {worst_of_all.ratio:.1f} ({worst_of_all.shape})."
         )

@@ -1,1 +1,1 @@
-"""The experiments, each of which ends in one page to hand in, and what they share."""
+"""The experiments, each of which ends in one page to hand in."""

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import bars, learning_curves
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import bars, learning_curves
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, listed, of_runs, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
     from images.sources import Split
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
     from training import Trainer
 
 LOOKS = 20  # at the validation images, in a training
@@ -49,39 +49,40 @@ class Activations(Experiment):
     """Highest learning rate, the same for all."""
 
     NAME = "activations"
-    DEFAULTS = {"dataset": ("mnist", "digits"), "per_class": (200, 64), "steps": (300, 100), "seeds": (5, 2)}
+    DATASETS = ("mnist", "digits")
 
     def make(self, folder: Path) -> Page:
         """Convolution3 with each activation, everything else alike, one training for each seed."""
-        from lab.experiments.models import Convolution3, activation_layer
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.models import Convolution3, activation_layer
+        from lab.common.trainings import Part, run_parts, take_images
 
-        dataset = self.load(self.dataset)
+        dataset = self.load(self.choose(self.dataset, *self.DATASETS))
+        per_class, steps = self.choose(self.per_class, 200, 64), self.choose(self.steps, 300, 100)
         for name in self.activations:
             activation_layer(name)  # before anything is trained
         parts = []
-        for seed in self.all_seeds:
-            images = take_images(dataset, self.classes, self.per_class, seed)
+        for seed in self.seed_range(self.seeds, 5, 2):
+            images = take_images(dataset, self.classes, per_class, seed)
             for name in dict.fromkeys(self.activations):
                 config = TrainConfig(
-                    steps=self.steps,
+                    steps=steps,
                     batch_size=min(BATCH_SIZE, len(images.dataset.train.labels)),
                     max_lr=self.lr,
                     beta2=0.99,
-                    eval_every=max(1, self.steps // LOOKS),
+                    eval_every=max(1, steps // LOOKS),
                     precision="fp32",
                     seed=seed,
                     device=self.device,
                 )
                 build = partial(Convolution3, dataset.num_channels, dataset.image_size, images.dataset.num_classes, name)
                 parts.append(Part({"activation": name, "seed": seed}, build, images, config, measure=measure))
-        return make_page(parts, run_parts(parts, folder / "parts"))
+        return make_page(self.page_name(dataset.name), parts, run_parts(parts, folder / "parts"))
 
 
 def measure(trainer: Trainer) -> dict[str, Any]:
     """Dead units on the validation images by layer, and norms of the gradients by layer on the training images, after training."""
-    from lab.experiments.models import dead_units
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import dead_units
+    from lab.common.trainings import as_tensors
 
     model = trainer.trained_model.cpu()
     return {
@@ -92,13 +93,13 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 
 def gradients(model: nn.Module, train: Split, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
     """Norms of the gradients by layer on 256 training images."""
-    from lab.experiments.models import gradient_norms
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import gradient_norms
+    from lab.common.trainings import as_tensors
 
     return gradient_norms(model, *as_tensors(train, mean, std, 256))
 
 
-def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
+def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     """Curves with spread, accuracy, dead units, gradients before and after training."""
     images, config = parts[0].images, parts[0].config
     names = list(dict.fromkeys(part.facts["activation"] for part in parts))
@@ -114,7 +115,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     after = {name: [outcome.measured["gradients"] for outcome in runs[name]] for name in names}
     seeds = len(runs[names[0]])
     page = Page(
-        Activations.NAME,
+        name,
         "Activation functions compared",
         __doc__,
         images.dataset.name,
@@ -136,7 +137,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
             ("seeds", f"{seeds}; images, their order and the initial weights of a seed are the same for every activation"),
         ],
         seconds=sum(outcome.history.total_seconds for outcome in outcomes),
-        observations=observations(runs, before),
+        observations=observations(runs, before, 1 / images.dataset.num_classes),
     )
     steps = [evaluation.step for evaluation in outcomes[0].history.evaluations]
     page.add("Learning curves", *learning_curves(runs, steps, "optimizer steps"))
@@ -208,7 +209,8 @@ def dead_text(runs: Sequence[Outcome]) -> str:
 
 def dead_count(runs: Sequence[Outcome]) -> tuple[int, int]:
     """Dead units and all units, summed over layers and runs."""
-    return tuple(int(number) for number in np.sum([np.sum(run.measured["dead"], 0) for run in runs], 0))
+    dead, units = np.sum([np.sum(run.measured["dead"], 0) for run in runs], 0)
+    return int(dead), int(units)
 
 
 def ratios(norms: Sequence[dict[str, float]]) -> list[float]:
@@ -216,25 +218,16 @@ def ratios(norms: Sequence[dict[str, float]]) -> list[float]:
     return [list(each.values())[0] / max(list(each.values())[-1], 1e-30) for each in norms]
 
 
-def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str, float]]]) -> list[str]:
-    """What the numbers say of accuracy, speed, dead units and gradients."""
+def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str, float]]], chance: float) -> list[str]:
+    """What the numbers say of accuracy, speed, dead units and gradients; `chance` is the accuracy of guessing."""
     accuracy = {name: [o.test_accuracy for o in outcomes] for name, outcomes in runs.items()}
-    ranked = sorted(accuracy, key=lambda name: -np.mean(accuracy[name]))
-    says = [f"Test accuracy from the highest: {', '.join(f'{name} {percent(accuracy[name])}' for name in ranked)}."]
     reference, *others = accuracy  # not the best one, which is so by chance as well
-    says += [compare(name, accuracy[name], reference, accuracy[reference], "test accuracy") for name in others]
-    steps = {name: [reached(o) for o in outcomes] for name, outcomes in runs.items()}
-    always = {name: float(np.mean(values)) for name, values in steps.items() if None not in values}
-    if always:
-        quickest, slowest = min(always, key=always.get), max(always, key=always.get)
-        says.append(
-            f"Steps to {TARGET:.0%} validation accuracy (means of the seeds, where all seeds reached it): "
-            f"{always[quickest]:.0f} with {quickest}"
-            + (f", the fewest, to {always[slowest]:.0f} with {slowest}, the most." if slowest != quickest else ".")
-        )
-    missed = [f"{name} in {values.count(None)} of {len(values)}" for name, values in steps.items() if None in values]
-    if missed:
-        says.append(f"Runs that did not reach {TARGET:.0%}: {', '.join(missed)}.")
+    images = len(runs[reference][0].predictions)
+    ranked = sorted(accuracy, key=lambda name: -np.mean(accuracy[name]))
+    order = ", from the highest" if others else ""
+    says = [f"Test accuracy{order}: {', '.join(f'{name} {percent(accuracy[name])}' for name in ranked)}."]
+    says += [compare("Test accuracy", name, accuracy[name], reference, accuracy[reference], images, chance) for name in others]
+    says += speed(runs)
     dead = {name: dead_count(outcomes) for name, outcomes in runs.items()}
     some = [f"{name} {count / units:.1%}" for name, (count, units) in dead.items() if count]
     none = [name for name, (count, _) in dead.items() if not count]
@@ -243,12 +236,32 @@ def observations(runs: dict[str, list[Outcome]], before: dict[str, list[dict[str
             f"Share of units that are dead after training: {', '.join(some)}" + (f"; none with {', '.join(none)}." if none else ".")
         )
     else:
-        says.append("No activation left a dead unit.")
+        says.append("No unit is dead after training.")
     shares = {name: float(np.mean(ratios(norms))) for name, norms in before.items()}
-    least, most = min(shares, key=shares.get), max(shares, key=shares.get)
+    least, most = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
     if least != most:
         says.append(
-            f"Before training, the gradient in the first layer is {shares[least]:.2g} times as large as that in the last "
+            f"Before training, the gradient in the first layer is {shares[least]:.2g} times as large as in the last "
             f"with {least}, and {shares[most]:.2g} times with {most}."
         )
+    return says
+
+
+def speed(runs: dict[str, list[Outcome]]) -> list[str]:
+    """How many steps each activation needed to TARGET, in the mean of the seeds, and which runs did not come there."""
+    steps = {name: [reached(o) for o in outcomes] for name, outcomes in runs.items()}
+    always = {
+        name: float(np.mean([step for step in values if step is not None])) for name, values in steps.items() if None not in values
+    }
+    says = []
+    goal = f"{TARGET:.0%} validation accuracy"
+    if always:
+        fewest, most = min(always.values()), max(always.values())
+        quick, slow = ([name for name in always if always[name] == count] for count in (fewest, most))
+        says.append(
+            f"Steps to {goal}, mean of the seeds: {fewest:.0f} with {listed(quick)}"
+            + (f", the fewest, and {most:.0f} with {listed(slow)}, the most." if fewest < most else ".")
+        )
+    if missed := [f"{name} in {of_runs(values.count(None), len(values))}" for name, values in steps.items() if None in values]:
+        says.append(f"{goal} was missed by {', '.join(missed)}.")
     return says

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import confusions, learning_curves
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import confusions, learning_curves
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, highest, percent, select
 from learning.presets import PRESETS
 from utils import STATED
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from images.sources import ImageDataset
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
 
 LOOKS = 8  # at the validation images, in a training
+QUICK_EPOCHS = 4.0
 RUNGS = {
     "one convolution": "one 3x3 convolution, one 2x2 max-pool, one linear layer",
     "three convolutions": "three 3x3 convolutions with a 2x2 max-pool each, two linear layers",
@@ -36,7 +37,7 @@ RUNGS = {
 
 def build(name: str, dataset: ImageDataset) -> nn.Module:
     """The network of a rung."""
-    from lab.experiments.models import Convolution1, Convolution3, Convolution6NormDropout
+    from lab.common.models import Convolution1, Convolution3, Convolution6NormDropout
     from model import Net
 
     shape = dataset.num_channels, dataset.image_size, dataset.num_classes
@@ -54,25 +55,26 @@ class CifarLadder(Experiment):
     """One convolution against three better networks on CIFAR-10, all with the same budget of images."""
 
     dataset: Annotated[str | None, STATED] = None
-    """Any data set of `train` (default: cifar10, with --quick shapes)."""
+    """Any data set of `train` (default: cifar10, with --quick digits)."""
     epochs: Annotated[float | None, STATED] = None
-    """Passes over the training images of each training (default: 3, with --quick 0.5)."""
+    """Passes over the training images of each training (default: 3, with --quick 4)."""
     seeds: Annotated[int | None, STATED] = None
     """Trainings of each network (default: 3, with --quick 1)."""
 
     NAME = "cifar-ladder"
-    DEFAULTS = {"dataset": ("cifar10", "shapes"), "epochs": (3.0, 0.5), "seeds": (3, 1)}
+    DATASETS = ("cifar10", "digits")
 
     def make(self, folder: Path) -> Page:
         """Each network on all training images but the validation images, for as many epochs, one training for each seed."""
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.trainings import Part, run_parts, take_images
 
-        dataset = self.load(self.dataset)
+        dataset = self.load(self.choose(self.dataset, *self.DATASETS))
+        epochs = self.choose(self.epochs, 3.0, QUICK_EPOCHS)
         parts = []
-        for seed in self.all_seeds:
+        for seed in self.seed_range(self.seeds, 3, 1):
             images = take_images(dataset, (), None, seed)
             batch = min(128, len(images.dataset.train.labels))
-            steps = max(1, round(self.epochs * (len(images.dataset.train.labels) // batch)))
+            steps = max(1, round(epochs * (len(images.dataset.train.labels) // batch)))
             config = TrainConfig(
                 steps=steps,
                 batch_size=batch,
@@ -84,10 +86,10 @@ class CifarLadder(Experiment):
                 device=self.device,
             )
             parts += [Part({"model": name, "seed": seed}, partial(build, name, dataset), images, config) for name in RUNGS]
-        return make_page(parts, run_parts(parts, folder / "parts"))
+        return make_page(self.page_name(dataset.name), parts, run_parts(parts, folder / "parts"))
 
 
-def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
+def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     """Curves, cost and accuracy, confusion matrices."""
     images, config = parts[0].images, parts[0].config
     dataset = images.dataset
@@ -95,7 +97,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     seeds = len(runs["constrained Net"])
     epochs = config.steps * config.batch_size / len(dataset.train.labels)
     page = Page(
-        CifarLadder.NAME,
+        name,
         f"From one convolution to a better network on {dataset.name}",
         __doc__,
         dataset.name,
@@ -110,7 +112,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
             ("seeds", str(seeds)),
         ],
         seconds=sum(outcome.history.total_seconds for outcome in outcomes),
-        observations=observations(runs),
+        observations=observations(runs, 1 / dataset.num_classes),
     )
     seen = [e.images_seen / 1000 for e in outcomes[0].history.evaluations]
     page.add("Learning curves", *learning_curves(runs, seen, "thousands of images seen"))
@@ -145,26 +147,27 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     return page
 
 
-def observations(runs: dict[str, list[Outcome]]) -> list[str]:
-    """What each step of the ladder brings, and at what cost."""
+def observations(runs: dict[str, list[Outcome]], chance: float) -> list[str]:
+    """What each step of the ladder brings, and at what cost; `chance` is the accuracy of guessing."""
     says = []
     accuracy = {name: [o.test_accuracy for o in outcomes] for name, outcomes in runs.items()}
     seconds = {name: float(np.mean([o.history.total_seconds for o in outcomes])) for name, outcomes in runs.items()}
     names = list(runs)
+    images = len(runs[names[0]][0].predictions)
     for lower, higher in zip(names, names[1:], strict=False):
         says.append(
-            compare(higher, accuracy[higher], lower, accuracy[lower], "test accuracy")
+            compare("Test accuracy", higher, accuracy[higher], lower, accuracy[lower], images, chance)
             + f" The first takes {seconds[higher] / seconds[lower]:.1f} times as long to train and has "
             f"{runs[higher][0].parameters / runs[lower][0].parameters:.2g} times as many parameters."
         )
-    best = max(names, key=lambda name: np.mean(accuracy[name]))
-    says.append(f"{best} has the highest test accuracy, {percent(accuracy[best])}, after {seconds[best]:.0f} s.")
+    says.append(highest("Test accuracy", accuracy, images))
     gaps = {name: float(np.mean([o.train_accuracy - o.test_accuracy for o in outcomes])) for name, outcomes in runs.items()}
-    least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
-    says.append(
-        f"Accuracy on the training images is furthest above that on the test images for {most} ({100 * gaps[most]:+.1f} "
-        f"points), and least for {least} ({100 * gaps[least]:+.1f})."
-    )
+    least, most = min(gaps, key=lambda name: gaps[name]), max(gaps, key=lambda name: gaps[name])
+    if least != most:
+        says.append(
+            f"Training accuracy minus test accuracy is largest with {most} ({100 * gaps[most]:+.1f} points) and smallest with "
+            f"{least} ({100 * gaps[least]:+.1f})."
+        )
     fewest = min(names, key=lambda name: runs[name][0].parameters)
-    says.append(f"The fewest parameters are those of {fewest}: {runs[fewest][0].parameters:,}.")
+    says.append(f"{fewest[0].upper()}{fewest[1:]} has the fewest parameters: {runs[fewest][0].parameters:,}.")
     return says

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import points_with_spread
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, difference, percent, select
+from lab.common.command import Experiment
+from lab.common.figures import points_with_spread
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, judge, listed, percent, select
 from utils import STATED
 
 if TYPE_CHECKING:
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.trainings import Outcome, Part
 
 FC, CONV = "FC_only", "Grayscale1Convolution"  # of models.py
 BATCH_SIZE = 128
@@ -41,27 +41,28 @@ class MoreData(Experiment):
     """Trainings of each network on each number of images (default: 5, with --quick 2)."""
 
     NAME = "more-data"
-    DEFAULTS = {"dataset": ("mnist", "digits"), "steps": (1200, 150), "seeds": (5, 2)}
+    DATASETS = ("mnist", "digits")
 
     def make(self, folder: Path) -> Page:
         """Both networks on each number of images a class, the same number of steps, one training for each seed."""
-        from lab.experiments import models
-        from lab.experiments.trainings import Part, run_parts, sizes_that_fit, take_images
+        from lab.common import models
+        from lab.common.trainings import Part, run_parts, sizes_that_fit, take_images
 
-        dataset = self.load(self.dataset)
-        sizes = (16, 64, 0) if self.quick else (16, 64, 256, 1024, 0)
-        sizes = self.per_class or sizes_that_fit(sizes, dataset, self.classes, self.first_seed)
+        dataset = self.load(self.choose(self.dataset, *self.DATASETS))
+        wanted = (16, 64, 0) if self.quick else (16, 64, 256, 1024, 0)
+        sizes = self.per_class or sizes_that_fit(wanted, dataset, self.classes, self.first_seed)
+        steps = self.choose(self.steps, 1200, 150)
         parts = []
-        for seed in self.all_seeds:
+        for seed in self.seed_range(self.seeds, 5, 2):
             for per_class in dict.fromkeys(sizes):
                 images = take_images(dataset, self.classes, per_class or None, seed)
                 count = len(images.dataset.train.labels)
                 config = TrainConfig(
-                    steps=self.steps,
+                    steps=steps,
                     batch_size=min(BATCH_SIZE, count),
                     max_lr=0.003,
                     beta2=0.99,
-                    eval_every=max(1, self.steps // 10),
+                    eval_every=max(1, steps // 10),
                     precision="fp32",
                     seed=seed,
                     device=self.device,
@@ -76,10 +77,10 @@ class MoreData(Experiment):
                     )
                     for name in (FC, CONV)
                 ]
-        return make_page(parts, run_parts(parts, folder / "parts"))
+        return make_page(self.page_name(dataset.name), parts, run_parts(parts, folder / "parts"))
 
 
-def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
+def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     """Accuracy against data, and the gap between the two networks."""
     images, config = parts[0].images, parts[0].config
     classes = images.dataset.num_classes
@@ -94,7 +95,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     labels = {count: f"{'all there are, ' if count in everything else ''}{count // classes:,}" for count in counts}
     each_step = f"{config.steps} steps of {BATCH_SIZE} images, or of all where there are fewer"
     page = Page(
-        MoreData.NAME,
+        name,
         "More data",
         __doc__,
         images.dataset.name,
@@ -118,7 +119,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
             ("seeds", f"{seeds}; each has its own images and initial weights"),
         ],
         seconds=sum(outcome.history.total_seconds for outcome in outcomes),
-        observations=observations(accuracy, counts),
+        observations=observations(accuracy, counts, len(images.dataset.test.labels), 1 / classes),
     )
     page.add(
         "Accuracy against data",
@@ -153,7 +154,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
     )
     rows = []
     for count in counts:
-        mean, half = difference(accuracy[CONV][count], accuracy[FC][count])
+        verdict = judge(accuracy[CONV][count], accuracy[FC][count], len(images.dataset.test.labels))
         trained = {name: np.mean([o.train_accuracy for o in select(outcomes, model=name, images=count)]) for name in accuracy}
         seen = config.steps * min(BATCH_SIZE, count)
         rows.append(
@@ -165,7 +166,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
                 f"{trained[FC]:.1%}",
                 percent(accuracy[CONV][count], 2),
                 f"{trained[CONV]:.1%}",
-                f"{100 * mean:+.2f}" + ("" if np.isinf(half) else f" ± {100 * half:.2f}"),
+                f"{100 * verdict.mean:+.2f} ± {100 * verdict.half:.2f}",
             )
         )
     page.add(
@@ -173,50 +174,35 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
         Table(
             ("images a class", "in all", "epochs", f"{FC}: test", "training", f"{CONV}: test", "training", "difference (points)"),
             rows,
-            "Accuracy: mean ± standard deviation over the seeds. Difference: mean ± half of its 95% interval (Student's, paired by "
-            "seed).",
+            "Accuracy: mean ± standard deviation over the seeds. Difference: mean ± half of its 95% interval, for the choice of "
+            "the test images" + (" and the seeds." if seeds > 1 else "; one seed tells nothing of others."),
         ),
     )
     return page
 
 
-def observations(accuracy: dict[str, dict[int, list[float]]], counts: Sequence[int]) -> list[str]:
-    """What the numbers say of more data, and of the gap."""
+def observations(accuracy: dict[str, dict[int, list[float]]], counts: Sequence[int], images: int, chance: float) -> list[str]:
+    """What the numbers say of more data, and of the gap; `images` are for the test, `chance` is the accuracy of guessing."""
     says = []
     first, last = counts[0], counts[-1]
-    for name, values in accuracy.items():
-        if first == last:
-            break
-        factor = np.mean(1 - np.array(values[first])) / max(np.mean(1 - np.array(values[last])), 1e-9)
-        says.append(
-            f"{name}: from {first:,} to {last:,} training images test accuracy goes from {percent(values[first])} to "
-            f"{percent(values[last])}; there are {factor:.1f} times fewer mistakes."
-            if factor >= 1
-            else f"{name}: from {first:,} to {last:,} training images test accuracy falls from {percent(values[first])} to "
-            f"{percent(values[last])}."
-        )
-        steps = [difference(values[more], values[fewer]) for fewer, more in zip(counts, counts[1:], strict=False)]
-        idle = [
-            f"from {fewer:,} to {more:,}"
-            for (mean, half), fewer, more in zip(steps, counts, counts[1:], strict=False)
-            if mean <= half and not np.isinf(half)
-        ]
-        if idle:
-            says.append(f"{name}: no gain beyond the spread {', '.join(idle)} images.")
+    if first != last:
+        for name, values in accuracy.items():
+            more, few = f"{last:,} training images", f"{first:,}"
+            says.append(f"{name}: " + compare("test accuracy", more, values[last], few, values[first], images, chance))
+            wrong, left = (float(np.mean(1 - np.array(values[count]))) for count in (first, last))
+            if wrong > left > 0:
+                says[-1] += f" With {first:,} it makes {wrong / left:.1f} times as many mistakes."
+            steps = list(zip(counts, counts[1:], strict=False))
+            idle = [pair for pair in steps if not judge(values[pair[1]], values[pair[0]], images).is_clear]
+            if idle and len(steps) > 1:
+                pairs = listed([f"from {fewer:,} to {more:,}" for fewer, more in idle])
+                says.append(f"{name}: test accuracy is not clearly different {pairs} images.")
     says += [
-        f"{count:,} images: " + compare(CONV, accuracy[CONV][count], FC, accuracy[FC][count], "test accuracy") for count in counts
+        f"{count:,} images: " + compare("test accuracy", CONV, accuracy[CONV][count], FC, accuracy[FC][count], images, chance)
+        for count in counts
     ]
     if first != last:
-        gaps = {count: np.subtract(accuracy[CONV][count], accuracy[FC][count]) for count in (first, last)}
-        mean, half = difference(gaps[last], gaps[first])
-        text = f"from {100 * gaps[first].mean():+.1f} to {100 * gaps[last].mean():+.1f} points"
-        if np.isinf(half):
-            says.append(f"The gap goes {text}; with so few seeds that says little.")
-        elif abs(mean) <= half:
-            says.append(f"The gap goes {text} between the fewest and the most images: no change beyond the spread.")
-        else:
-            says.append(
-                f"The gap {'grows' if abs(gaps[last].mean()) > abs(gaps[first].mean()) else 'shrinks'} {text} between the "
-                "fewest and the most images, beyond the spread."
-            )
+        gaps = {count: [a - b for a, b in zip(accuracy[CONV][count], accuracy[FC][count], strict=True)] for count in (first, last)}
+        names = f"{last:,} training images", f"{first:,}"
+        says.append(compare(f"The lead of {CONV} over {FC}", names[0], gaps[last], names[1], gaps[first], unit="points"))
     return says

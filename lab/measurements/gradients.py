@@ -31,7 +31,7 @@ class WithoutResiduals(Net):
         for block in (self.C1, self.C2, self.C3, self.C4):
             for i, layer in enumerate(block):
                 if isinstance(layer, ResidualPointwiseConv2d):
-                    momentum = next((m.momentum for m in self.modules() if isinstance(m, nn.BatchNorm2d)), 0.1)
+                    momentum = next((m.momentum for m in self.modules() if isinstance(m, nn.BatchNorm2d) and m.momentum), 0.1)
                     layer = block[i] = Layer(layer.in_channels, layer.out_channels, "pointwise", norm_momentum=momentum)
                 if isinstance(layer, Layer) and layer.residual:
                     layer.residual = False
@@ -83,6 +83,11 @@ def flow(network: Net, batches: list[tuple[Tensor, Tensor]], label_smoothing: fl
 
         return hook
 
+    def gradient_at(name: str) -> Tensor:
+        gradient = kept[name].grad
+        assert gradient is not None, "backward has been called"
+        return gradient
+
     for name, layer in layers.items():
         layer.register_forward_hook(keep(name))
     layers["O"] = network.O
@@ -97,11 +102,11 @@ def flow(network: Net, batches: list[tuple[Tensor, Tensor]], label_smoothing: fl
         loss = F.cross_entropy(network(images.requires_grad_()).float(), labels, label_smoothing=label_smoothing)
         loss.backward()
         for name in outputs:
-            outputs[name].append(kept[name].grad.norm().item())
+            outputs[name].append(gradient_at(name).norm().item())
         for name in weights:
             gradients = [p.grad for p in layers[name].parameters() if p.requires_grad]
             weights[name].append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
-        reached.append((kept[list(outputs)[-1]].grad != 0).float().mean().item())
+        reached.append(gradient_at(list(outputs)[-1]).count_nonzero().item() / kept[list(outputs)[-1]].numel())
     return Flow(
         {name: statistics.fmean(values) for name, values in outputs.items()},
         {name: statistics.fmean(values) for name, values in weights.items()},
@@ -117,6 +122,9 @@ class Run:
     """At initialisation and after training."""
     accuracy: float
     """On validation images, after training."""
+    images: int
+    """How many these are."""
+    classes: int
 
 
 def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, steps: int) -> dict[str, list[Run]]:
@@ -126,11 +134,12 @@ def measure(preset_name: str, dataset: ImageDataset, seeds: int, batches: int, s
     for seed, name in tqdm([(seed, name) for seed in range(seeds) for name in VARIANTS], unit=" runs", disable=None, leave=False):
         seed_everything(seed)
         config = replace(preset.train, seed=seed, cycles=1, early_exit_accuracy=None, teacher=(), augment=0.0, steps=steps)
-        trainer = Trainer(VARIANTS[name](dataset.num_channels, dataset.num_classes, **preset.net), dataset, config)
+        network = VARIANTS[name](dataset.num_channels, dataset.num_classes, **preset.net)
+        trainer = Trainer(network, dataset, config)
         trainer._prepare()  # whitens the stem
         sample = list(trainer.batches.steps(range(batches)))
-        stages = [flow(trainer.model, sample, config.label_smoothing)]
+        stages = [flow(network, sample, config.label_smoothing)]
         history = trainer.fit()
-        stages.append(flow(trainer.model, sample, config.label_smoothing))
-        runs[name].append(Run(stages, history.evaluations[-1].val_accuracy))
+        stages.append(flow(network, sample, config.label_smoothing))
+        runs[name].append(Run(stages, history.evaluations[-1].val_accuracy, len(trainer.val_split.labels), dataset.num_classes))
     return runs

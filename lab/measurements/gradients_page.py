@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from config import InputError
-from lab.measurements.shared import demand_whole, load
+from lab.common.quick import demand_whole, load
+from lab.common.statements import compare
 from learning.presets import get_preset
 from results.documents import measured_on, replace_between
-from utils import ROOT, demand_writable
+from utils import ROOT, STATED, demand_writable
 
 if TYPE_CHECKING:
     from lab.measurements.gradients import Run
@@ -38,9 +39,9 @@ class Gradients:
     seeds: int = 5
     """Trainings of each variant."""
     quick: bool = False
-    """One seed, ten steps; on shapes."""
-    out: Path = ROOT / "runs" / "gradients.png"
-    """Where the plot goes."""
+    """One seed, ten steps; on shapes. A check that it works, from which nothing is learned about training."""
+    out: Annotated[Path | None, STATED] = None
+    """Where the plot goes (default: runs/gradients.png, with --quick runs/gradients-quick.png)."""
     docs: bool = False
     """Put table, words and plot into docs/model.md."""
 
@@ -51,7 +52,8 @@ class Gradients:
             raise InputError("--seeds must be 1 or more")
         from lab.measurements.gradients import measure
 
-        out = PAGE.with_name("gradients.png") if self.docs else self.out
+        default = ROOT / "runs" / f"gradients{'-quick' if self.quick else ''}.png"
+        out = PAGE.with_name("gradients.png") if self.docs else self.out or default
         demand_writable(out.parent)
         dataset = load(self.dataset, self.quick, self.data_dir)
         steps = 10 if self.quick else preset.train.steps or STEPS
@@ -87,7 +89,7 @@ def in_words(runs: dict[str, list[Run]]) -> str:
         return [list(run.stages[stage].outputs.values())[-1] for run in runs[name]]
 
     def reached(name: str, stage: int) -> list[float]:
-        return [100 * run.stages[stage].reached for run in runs[name]]
+        return [run.stages[stage].reached for run in runs[name]]
 
     def row(label: str, cells: Iterable[str]) -> str:
         return f"| {label} | {' | '.join(cells)} |"
@@ -100,16 +102,19 @@ def in_words(runs: dict[str, list[Run]]) -> str:
         lines += [
             row(f"gradient at the first layer's output / at the last one's, {when}", ratios),
             row(f"its norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
-            row(f"share of the last feature map that gets any, {when}", (f"{_middle(reached(name, stage), 0)}%" for name in runs)),
+            row(
+                f"share of the last feature map that gets any, {when}",
+                (f"{_middle([100 * r for r in reached(name, stage)], 0)}%" for name in runs),
+            ),
         ]
     lines.append(row("validation accuracy", (f"{_middle(values, 1)}%" for values in accuracy.values())))
 
-    def against(a: list[float], b: list[float], what: str, other: str, unit: str = "") -> str:
-        """One sentence, which claims a difference only where the ranges of the seeds do not meet."""
-        x, y = statistics.median(a), statistics.median(b)
-        apart = max(a) < min(b) or max(b) < min(a)
-        verdict = ("larger" if x > y else "smaller") if apart and len(a) > 1 else "no different beyond the spread of the seeds"
-        return f"{what} is {verdict}: {x:.3g}{unit} against {y:.3g}{unit} {other}."
+    def validation(other: str) -> str:
+        """How the network's accuracy after training differs from that of a variant."""
+        names = {plain: "the network without sums", maximum: "a maximum"}
+        first, second = ([run.accuracy for run in runs[name]] for name in (net, other))
+        one = runs[net][0]
+        return compare("Validation accuracy", "the network as it is", first, names[other], second, one.images, 1 / one.classes)
 
     changes = [statistics.median(ratio(name, stage)) for name in (net, plain) for stage in (0, 1)]
     vanishes = min(changes) < 0.01
@@ -124,13 +129,15 @@ def in_words(runs: dict[str, list[Run]]) -> str:
             else "in so few layers, and with BatchNorm, it vanishes in neither."
         )
         + " "
-        + against(accuracy[net], accuracy[plain], "The validation accuracy", "without the sums", "%"),
+        + validation(plain),
         "**Average pooling.** "
-        + against(reached(net, 0), reached(maximum, 0), f"At initialisation {share}", "with a maximum", "%")
+        + compare(f"At initialisation {share}", "average pooling", reached(net, 0), "a maximum", reached(maximum, 0))
         + " "
-        + against(at_the_end(net, 0), at_the_end(maximum, 0), "The gradient's norm there", "with a maximum")
+        + compare(
+            "The gradient's norm there", "average pooling", at_the_end(net, 0), "a maximum", at_the_end(maximum, 0), unit="number"
+        )
         + " "
-        + against(accuracy[net], accuracy[maximum], "The validation accuracy", "with a maximum", "%"),
+        + validation(maximum),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(sentences)
 

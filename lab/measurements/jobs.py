@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Literal
 
 BASE = "base"
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Job:
     variant: str
     work: str
     """training (a step of the Trainer: forward, backward, optimizer) or inference."""
-    precision: str
+    precision: Precision
     layout: str
     device: str
     batch_size: int

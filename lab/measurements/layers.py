@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from lab.common.quick import demand_whole
 from learning.presets import get_preset
 from results.documents import replace_between
 from utils import ROOT
@@ -24,10 +25,13 @@ class Layers:
 
     preset: str = "sprint"
     """Preset of the network."""
+    quick: bool = False
+    """The same table, which takes seconds: every command of the lab takes this option."""
     docs: bool = False
     """Put the table into docs/model.md."""
 
     def run(self) -> int:
+        demand_whole(self.quick, self.docs)
         text = table(self.preset)
         print(text)
         if self.docs:

@@ -33,10 +33,17 @@ from model import Net
 from training import Trainer
 from utils import resolve_precision
 
-BUILD: dict[str, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]] = {
+
+def _compiled(network: nn.Module, mode: str = "default") -> nn.Module:
+    compiled = torch.compile(network, mode=mode)
+    assert isinstance(compiled, nn.Module), "of a module torch makes a module"
+    return compiled
+
+
+BUILD: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
     BASE: lambda network, images: network,
-    "torch.compile": lambda network, images: torch.compile(network),
-    "torch.compile, max-autotune": lambda network, images: torch.compile(network, mode="max-autotune"),
+    "torch.compile": lambda network, images: _compiled(network),
+    "torch.compile, max-autotune": lambda network, images: _compiled(network, "max-autotune"),
     "torch.jit.trace": lambda network, images: torch.jit.trace(network, images, check_trace=False),
     "torch.jit.script": lambda network, images: torch.jit.script(network),
     "torch.export": lambda network, images: torch.export.export(network, (images,)).module(),
@@ -164,9 +171,10 @@ def _serve(connection: Connection, job: Job, folder: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)
     torch.manual_seed(0)
     try:
-        work = (_training if job.work == "training" else _inference)(job, torch.load(folder / "inputs.pt"))
+        inputs = torch.load(folder / "inputs.pt")
+        work = _training(job, inputs) if job.work == "training" else _inference(job, inputs)
         started = time.perf_counter()
-        output = torch.as_tensor(work())
+        output = work()
         for _ in range(BEGINNING - 1):
             work()
         if job.device != "cpu":
@@ -183,7 +191,7 @@ def _serve(connection: Connection, job: Job, folder: Path) -> None:
         connection.send(("failed", f"{type(error).__name__}: {lines[0][:200]}"))
 
 
-def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
+def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], Tensor]:
     """A step of the Trainer on one batch, which gives the loss; the first also builds the variant."""
     split = Split(inputs["images"].numpy(), inputs["labels"].numpy())
     halves = Split(split.images.repeat(2, 0), split.labels.repeat(2, 0))  # the Trainer wants validation images too
@@ -203,14 +211,16 @@ def _training(job: Job, inputs: dict[str, Any]) -> Callable[[], list[float]]:
     pixels = inputs["images"].to(trainer.device)
     images = normalise(pixels, inputs["mean"], inputs["std"]).contiguous(memory_format=LAYOUTS[job.layout])
     labels = inputs["labels"].to(trainer.device)
-    trainer.network = None
+    is_built = False
 
-    def step() -> list[float]:
-        if trainer.network is None:
+    def step() -> Tensor:
+        nonlocal is_built
+        if not is_built:
+            is_built = True
             trainer.network = BUILD[job.variant](trainer.model, images)
         trainer.step, trainer.running["loss"] = trainer.total_steps - 1, 0.0  # the schedule does not run out
         trainer._train_step(images, labels)
-        return [trainer.running["loss"] / job.batch_size]
+        return torch.tensor([trainer.running["loss"] / job.batch_size])
 
     return step
 
@@ -220,7 +230,7 @@ def _inference(job: Job, inputs: dict[str, Any]) -> Callable[[], Tensor]:
     device, precision = torch.device(job.device), resolve_precision(job.precision, torch.device(job.device))
     network = Net(inputs["images"].shape[3], len(inputs["classes"]), **inputs["net"])
     network.load_state_dict(inputs["weights"])
-    network.to(device, memory_format=LAYOUTS[job.layout]).eval()
+    network.to(device).to(memory_format=LAYOUTS[job.layout]).eval()
     images = normalise(inputs["images"].to(device), inputs["mean"], inputs["std"])
     images = images.contiguous(memory_format=LAYOUTS[job.layout])
     built = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import InputError
-from lab.measurements.jobs import BASE, Job, Result
-from lab.measurements.shared import demand_whole, load
+from lab.common.quick import demand_whole, load
+from lab.common.statements import judge, span
+from lab.measurements.jobs import BASE, Job, Precision, Result
 from learning.presets import get_preset
 from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
@@ -21,6 +21,7 @@ PAGE = ROOT / "docs" / "runtimes.md"
 RECORD = ROOT / "docs" / "records" / "runtimes.json"
 MARKERS = "<!-- runtimes -->", "<!-- /runtimes -->"
 EPOCHS = 25
+NOISE = 0.05  # of a speed: processes of the same work differ so much
 COLOURS = {
     ("fp32", "NCHW"): "#9ecae1",
     ("fp32", "channels_last"): "#0072b2",
@@ -74,13 +75,9 @@ def base_of(result: Result, results: list[Result]) -> Result:
 
 
 def differ(a: Result, b: Result) -> bool:
-    """Whether the speeds differ by more than their spread: neither median is between the other's quartiles."""
-
-    def is_within(x: Result, y: Result) -> bool:
-        low, _, high = statistics.quantiles(x.images_per_second * 2, method="inclusive")  # twice: there may be one round only
-        return low <= y.median <= high
-
-    return not is_within(a, b) and not is_within(b, a)
+    """Whether the speeds differ by more than their spread over the rounds, in which both were timed by turns, and by more than
+    NOISE, which a few rounds do not show."""
+    return judge(a.images_per_second, b.images_per_second, floor=NOISE * min(a.median, b.median)).is_clear
 
 
 def pays_after(result: Result, base: Result) -> float | None:
@@ -146,22 +143,23 @@ def in_words(results: list[Result], images: int) -> str:
             continue
         best, fastest = max(bases, key=lambda r: r.median), max(done, key=lambda r: r.median)
         slowest = min(bases, key=lambda r: r.median)
-        sentences = [
-            f"**{work.capitalize()} on {device}.** As it is, the network is fastest in {best.job.precision}, "
-            f"{best.job.layout}: {best.median:,.0f} images a second"
-            + (
-                f", {best.median / slowest.median:.1f} times as many as in {slowest.job.precision}, {slowest.job.layout}."
-                if slowest is not best
-                else "."
-            )
-        ]
+        start = f"**{work.capitalize()} on {device}.** As it is, the network"
+        if differ(best, slowest):
+            sentences = [
+                f"{start} is fastest in {best.job.precision}, {best.job.layout}: {best.median:,.0f} images a second, "
+                f"{best.median / slowest.median:.1f} times as many as in {slowest.job.precision}, {slowest.job.layout}."
+            ]
+        else:
+            forms = " or ".join(f"{r.job.precision}, {r.job.layout}" for r in bases)
+            sentences = [
+                f"{start} computes {best.median:,.0f} images a second in {forms}"
+                + ("." if len(bases) == 1 else ": no form is clearly faster.")
+            ]
         compiled = [(r, base_of(r, done)) for r in done if r.job.variant.startswith("torch.compile")]
         pays = [(r, after) for r, base in compiled if (after := pays_after(r, base)) is not None]
         if compiled and not pays:
             factors = [r.median / base.median for r, base in compiled]
-            sentences.append(
-                f"Compiling never pays here: compiled it runs at {min(factors):.2f} to {max(factors):.2f} times the base's speed."
-            )
+            sentences.append(f"Compiling never pays here: compiled it runs at {span(factors, '.2f')} times the base's speed.")
         elif compiled:
             r, after = min(pays, key=lambda pair: pair[1])
             when = f"{after / images:,.1f} epochs of {images:,} images" if work == "training" else f"{after:,.0f} images"
@@ -169,12 +167,11 @@ def in_words(results: list[Result], images: int) -> str:
                 f"Compiling pays in {len(pays)} of {len(compiled)} cases, the soonest {r.job.variant} in "
                 f"{r.job.precision}, {r.job.layout}: after {when}, its first call taking {r.first_call:.0f} s."
             )
-        gain = fastest.median / best.median
         sentences.append(
             f"The fastest of all is {fastest.job.variant} in {fastest.job.precision}, {fastest.job.layout}, "
-            f"{gain:.2f} times the best base."
-            if gain > 1.05
-            else "No runtime is more than 5% faster than the best base."
+            f"{fastest.median / best.median:.2f} times the best base."
+            if differ(fastest, best)
+            else "No runtime is clearly faster than the best base."
         )
         paragraphs.append(" ".join(sentences))
     return "\n\n".join(paragraphs)
@@ -232,7 +229,7 @@ def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int
     jobs = []
     for device in devices:
         native = resolve_precision("auto", torch.device(device))
-        precisions = ["fp32", "bf16"] if native == torch.bfloat16 else ["fp32"]
+        precisions: list[Precision] = ["fp32", "bf16"] if native == torch.bfloat16 else ["fp32"]
         for work in ("training", "inference"):
             for precision in precisions[-1:] if quick else precisions:
                 for layout in ("channels_last",) if quick else LAYOUTS:

@@ -127,5 +127,10 @@ def test_train_and_report(tmp_path: Path, shapes_npz: Path) -> None:
     assert run_main("report", out).returncode == 0
     assert "What the assignment demands" not in (out / "comparison.html").read_text()
 
+    rules.write_text("max_epochs = 0.1")
+    again = run_main("train", "--assignment", rules, "--preset", "mnist-8k", *options, "--epochs", 0.2, "--overwrite")
+    assert again.returncode == 1
+    assert "note: 0.2 epochs are to be trained, and the assignment mine allows 0.1" in again.stderr
+
     rules.write_text("max_parameters = 1_000_000\ntarget_accuracy = 0.02")
     assert run_main("report", out, "--assignment", rules).returncode == 0

@@ -66,7 +66,7 @@ raise ValueError("nobody else is left")
 print('{"at": "mark", "accuracy": 0.99}\\nreached 55% in 0.01 s, test accuracy after each epoch: 99.00%', flush=True)
 logits = torch.zeros_like(logits) + 0 * logits
 """,
-        ["not above 55% in its num_epochs: the best of 8 epochs was 25.00%", "same prediction"],
+        ["not above 55% ", "epochs was 25.00%", "same prediction"],
     ),
     "replaces_the_time": ("forward", "time.time = lambda: 0.0", ["it replaced time.time"]),
     "patches_the_loss": ("module", "torch.nn.CrossEntropyLoss = torch.nn.MSELoss", ["it replaced torch.nn.CrossEntropyLoss"]),

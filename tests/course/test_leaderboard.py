@@ -71,6 +71,23 @@ def test_the_best_of_each_the_fastest_first_ties_to_the_earlier(store):
     assert places(store) == [("Ada (ada)", 3), ("Eve (eve)", 5), ("Bob (bob)", 2)]
 
 
+def test_a_board_of_several_kinds_of_processors_says_so(store):
+    """Those with other instructions, or another number of cores, are another kind; another number of threads is none."""
+    amx = {"processor": "Xeon", "bf16": "amx_bf16", "cores": 2, "threads": 2}
+    graded(store, 3.0, "ada", hardware=amx)
+    graded(store, 2.0, "bob", hardware=amx | {"threads": 1})
+    assert "processors" not in leaderboard.table(leaderboard.rank(store.entries()), store.entries())
+    assert [row.notes for row in leaderboard.rank(store.entries())] == ["", ""]
+    graded(store, 1.0, "eve", hardware=amx | {"bf16": None})
+    graded(store, 4.0, "joe", hardware=amx | {"cores": 4})
+    rows = leaderboard.rank(store.entries())
+    expected = ["on Xeon, 2 cores", "on Xeon (amx_bf16), 2 cores", "on Xeon (amx_bf16), 2 cores", "on Xeon (amx_bf16), 4 cores"]
+    assert [row.notes for row in rows] == expected
+    assert "graded on 3 kinds of processors" in leaderboard.table(rows, store.entries())
+    assert "Xeon (amx_bf16), 4 cores" in leaderboard.as_html(rows, store.entries())
+    assert "processor     Xeon, 2 cores" in leaderboard.details(store.get(3))
+
+
 def test_who_submits_alone_and_in_a_group(store):
     graded(store, 3.0, "ada", "bob")
     graded(store, 2.0, "ada")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -68,13 +69,14 @@ def test_impossible_split(held_out):
 
 
 def vectorised(split: Split, batch_size: int = 16, seed: int = 0, shard: tuple[int, int] = (0, 1)) -> VectorisedBatches:
-    return VectorisedBatches(split, batch_size, MEAN, STD, seed, CPU, shard)
+    return VectorisedBatches(split, TrainConfig(batch_size=batch_size, seed=seed), MEAN, STD, CPU, shard)
 
 
 def augmented(
     split: Split, workers: int, seed: int = 0, images_per_draw: int = 1, shard: tuple[int, int] = (0, 1)
 ) -> AugmentedBatches:
-    return AugmentedBatches(split, 16, MEAN, STD, 1.0, images_per_draw, seed, workers, CPU, shard)
+    config = TrainConfig(batch_size=16, augment=1.0, images_per_draw=images_per_draw, seed=seed, workers=workers)
+    return AugmentedBatches(split, config, MEAN, STD, CPU, shard)
 
 
 def assert_same(batches, others) -> None:
@@ -100,7 +102,8 @@ def test_vectorised_batches_are_normalised_images_with_their_labels():
 def moved(
     split: Split, seed: int = 0, shard: tuple[int, int] = (0, 1), shift: int = 2, alternating_flip: bool = True
 ) -> VectorisedBatches:
-    return VectorisedBatches(split, 16, (0.0,) * 3, (1.0,) * 3, seed, CPU, shard, shift, alternating_flip)
+    config = TrainConfig(batch_size=16, seed=seed, shift=shift, alternating_flip=alternating_flip)
+    return VectorisedBatches(split, config, (0.0,) * 3, (1.0,) * 3, CPU, shard)
 
 
 def test_every_image_is_moved_by_whole_pixels_and_its_border_mirrored():
@@ -209,7 +212,7 @@ def test_a_batch_that_cannot_be_shared_out(make, unit):
 def test_images_that_cannot_share_a_draw():
     split = random_split(50, channels=5)
     with pytest.raises(InputError, match="images_per_draw is 2.*5 channels"):
-        AugmentedBatches(split, 16, MEAN, STD, 1.0, 2, 0, 0, CPU)
+        augmented(split, 0, images_per_draw=2)
     with pytest.raises(InputError, match="images_per_draw is 33"):
         TrainConfig(images_per_draw=33)
     with pytest.raises(InputError, match="images_per_draw is 0"):
@@ -246,85 +249,79 @@ BATCHES_SCRIPT = f"""
 import multiprocessing, sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, torch
+from config import TrainConfig
 from images.data import AugmentedBatches, Split
+
+def made(split, **options):
+    config = TrainConfig(augment=1.0, **options)
+    return AugmentedBatches(split, config, (.5, .4, .3), (.25, .2, .3), torch.device("cpu"))
 
 def batches(workers):
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-    return AugmentedBatches(Split(images, np.arange(64)), 16, (.5, .4, .3), (.25, .2, .3), 1.0, 4, 0, workers, torch.device("cpu"))
+    return made(Split(images, np.arange(64)), batch_size=16, images_per_draw=4, workers=workers)
 """
 
 
-def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
-    path.write_text(BATCHES_SCRIPT + body)
-    return processes.run(path)
+def script(folder: Path, body: str, start_method: str | None = None) -> Path:
+    """A program of its own that makes batches with workers started so, and then does what `body` says."""
+    body = f"multiprocessing.set_start_method({start_method!r})\n{textwrap.dedent(body)}"
+    path = folder / "script.py"
+    path.write_text(f"{BATCHES_SCRIPT}\nif __name__ == '__main__':\n{textwrap.indent(body, '    ')}")
+    return path
 
 
 @pytest.mark.slow
 def test_spawned_workers(tmp_path):
     """As on systems without fork; quiet, and with the same batches."""
-    result = run_script(
-        tmp_path / "spawned.py",
-        """
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
-        assert torch.equal(a, b) and torch.equal(i, j)
-    print("same")
-""",
-    )
+    body = """
+        for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
+            assert torch.equal(a, b) and torch.equal(i, j)
+        print("same")
+    """
+    result = processes.run(script(tmp_path, body, "spawn"))
     assert (result.returncode, result.stdout, result.stderr) == (0, "same\n", "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory a process has of its own")
 @pytest.mark.slow
 def test_forked_workers_do_not_copy_the_images(tmp_path):
-    result = run_script(
-        tmp_path / "memory.py",
-        """
-if __name__ == "__main__":
-    multiprocessing.set_start_method("fork")
-    images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
-    steps = AugmentedBatches(Split(images, np.zeros(len(images), np.int64)), 1000, (.5, .4, .3), (.25, .2, .3), 1.0, 20, 0, 1,
-                             torch.device("cpu")).steps(range(0, 130))
-    for _ in range(100):
-        next(steps)
-    [worker] = multiprocessing.active_children()
-    text = open(f"/proc/{worker.pid}/smaps_rollup").read()
-    print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
-""",
-    )
+    body = """
+        images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
+        split = Split(images, np.zeros(len(images), np.int64))
+        steps = made(split, batch_size=1000, images_per_draw=20, workers=1).steps(range(0, 130))
+        for _ in range(100):
+            next(steps)
+        [worker] = multiprocessing.active_children()
+        text = open(f"/proc/{worker.pid}/smaps_rollup").read()
+        print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
+    """
+    result = processes.run(script(tmp_path, body, "fork"))
     assert result.returncode == 0, result.stderr
     assert 0 < int(result.stdout) < 300  # MB
 
 
 def test_closing_the_batches_ends_the_workers(tmp_path):
-    result = run_script(
-        tmp_path / "closed.py",
-        """
-if __name__ == "__main__":
-    steps = batches(2).steps(range(0, 100))
-    next(steps)
-    assert len(multiprocessing.active_children()) == 2
-    steps.close()
-    print(len(multiprocessing.active_children()))
-""",
-    )
+    body = """
+        steps = batches(2).steps(range(0, 100))
+        next(steps)
+        assert len(multiprocessing.active_children()) == 2
+        steps.close()
+        print(len(multiprocessing.active_children()))
+    """
+    result = processes.run(script(tmp_path, body))
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    (tmp_path / "killed.py").write_text(
-        BATCHES_SCRIPT
-        + """
-if __name__ == "__main__":
-    steps = batches(2).steps(range(0, 10**9))
-    next(steps)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    for _ in steps:
-        pass
-"""
-    )
-    process = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True)
+    body = """
+        steps = batches(2).steps(range(0, 10**9))
+        next(steps)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        for _ in steps:
+            pass
+    """
+    command = [sys.executable, script(tmp_path, body)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2
     process.send_signal(signal.SIGKILL)

@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -230,3 +231,11 @@ def test_unknown_names_and_places(tmp_path, name, words):
     with pytest.raises(InputError, match=words) as error:
         data.load(name, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_every_help_text_that_lists_the_data_sets_lists_them_all():
+    texts = {path: path.read_text() for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests")}
+    listing = {path: re.findall(r"\bcifar10, cifar100, [\w, ]*?shapes\b", text) for path, text in texts.items()}
+    found = [names for each in listing.values() for names in each]
+    assert len(found) >= 3
+    assert set(found) == {", ".join(sources.PUBLIC)}

@@ -36,6 +36,12 @@ def test_no_help_of_the_lab_waits_for_a_heavy_library():
     assert not {"torch", "torchvision", "albumentations", "matplotlib", "sklearn", "scipy", "cv2", "jinja2"} & loaded
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_quick_run_which_is_not_for_the_documents(name, capsys):
+    assert main.main(["lab", name, "--quick", "--docs"]) == 2
+    assert "--quick measures a part only: leave it out for --docs" in capsys.readouterr().err
+
+
 def test_bad_usage(capsys):
     assert main.main(["lab", "conv3d"]) == 2
     assert "unknown command 'conv3d'" in (error := capsys.readouterr().err) and "conv2d" in error

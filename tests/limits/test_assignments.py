@@ -89,7 +89,7 @@ def test_a_preset_that_ships_satisfies_each(preset: str, name: str) -> None:
         ({"bonus": {"target_accuracy": 0.9}}, ["unknown line bonus.target_accuracy"]),
         ({"max_size_kb": {"int4": 1}}, ["unknown line max_size_kb.int4", "did you mean int8?"]),
         ({"augmentation": {"flips": True}}, ["unknown line augmentation.flips", "did you mean flip?"]),
-        ({"require": ["seperable"]}, ["unknown kind 'seperable'", "did you mean separable?"]),
+        ({"require": ["separables"]}, ["unknown kind 'separables'", "did you mean separable?"]),
         ({"forbid": ["max_pol"]}, ["unknown kind 'max_pol'", "did you mean max_pool?"]),
         ({"max_parameters": 0}, ["max_parameters is 0", "greater than 0"]),
         ({"max_parameters": "200_000"}, ["max_parameters is '200_000'"]),

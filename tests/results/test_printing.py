@@ -15,8 +15,8 @@ from config import TrainConfig
 from conftest import ROOT
 from course import leaderboard
 from images.data import ImageDataset
-from lab.experiments.page import Figure, Table
-from lab.experiments.page import Page as LabPage
+from lab.common.page import Figure, Table
+from lab.common.page import Page as LabPage
 from limits import assignments
 from limits.constraints import check
 from model import Net

@@ -1,6 +1,7 @@
 """The experiments as a user runs them, and bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from made_up_images import one_line, run_lab, write_noise
 
 from conftest import Tags
+from lab.experiments.cifar_ladder import RUNGS
+from lab.experiments.transfer.transfer import Transfer
 
 
 def accuracies(folder: Path) -> list[float]:
@@ -18,15 +21,15 @@ def accuracies(folder: Path) -> list[float]:
 def test_digits(tmp_path, capsys, name, classes):
     named = ("--classes", *classes) if classes else ()
     assert run_lab(name, "--quick", "--seeds", 1, "--lr", 0.01, *named, "--out", tmp_path) == 0
-    out, page = capsys.readouterr().out, (tmp_path / f"{name}.html").read_text()
+    out, page = capsys.readouterr().out, (tmp_path / f"{name}-quick.html").read_text()
     (accuracy,) = accuracies(tmp_path)
     assert accuracy > 0.85  # of two or three digits
     assert f"<td>{accuracy:.2%}</td>" in page
-    assert "the training loss became flat" in out and "the training loss became flat" in page
+    assert "The training loss became flat" in out and "The training loss became flat" in page
     assert "16 a class" in page and f"classes {', '.join(map(str, classes or (0, 4, 6)))}" in page
     own = {"weights", "evidence"} if name == "digits-fc" else {"filters", "activations", "gradients"}
     figures = {"curves", "confusion", *own}
-    assert {path.stem.removeprefix(f"{name}-") for path in tmp_path.glob("*.png")} == figures
+    assert {path.stem.removeprefix(f"{name}-quick-") for path in tmp_path.glob("*.png")} == figures
     Tags(page)
 
 
@@ -40,22 +43,37 @@ def test_more_data(tmp_path, capsys):
 
     assert mean(few=False) > mean(few=True) + 0.02  # more data help
     out = capsys.readouterr().out
-    assert "from 80 to" in out and "The gap" in out
+    assert "1,097 training images and with 80: " in out and "The lead of Grayscale1Convolution over FC_only is" in out
 
 
-def test_ladder(tmp_path):
-    assert (
-        run_lab("cifar-ladder", "--dataset", write_noise(tmp_path / "few.npz"), "--epochs", 1, "--seeds", 1, "--out", tmp_path) == 0
-    )
+def test_the_quick_ladder_compares_networks_that_have_learned(tmp_path):
+    assert run_lab("cifar-ladder", "--quick", "--out", tmp_path) == 0
     kept = [json.loads(path.read_text()) for path in tmp_path.glob("parts/*.json")]
-    assert {k["facts"]["model"] for k in kept} == {
-        "one convolution",
-        "three convolutions",
-        "six, BatchNorm, dropout",
-        "constrained Net",
-    }
+    assert {k["facts"]["model"] for k in kept} == set(RUNGS)
     assert len({k["history"]["images_seen"] for k in kept}) == 1  # the same budget
-    Tags((tmp_path / "cifar-ladder.html").read_text())
+    assert min(k["test_accuracy"] for k in kept) > 0.6  # of ten digits
+    page = (tmp_path / "cifar-ladder-quick.html").read_text()
+    Tags(page)
+    assert "guessing" not in page
+
+
+def test_a_quick_run_and_other_data_leave_the_page_of_a_full_run_alone(tmp_path):
+    options = ("--classes", 0, 4, "--per-class", 4, "--seeds", 1, "--lr", 0.02, "--out", tmp_path)
+    (tmp_path / "digits-fc.html").write_text("of a full run on mnist")
+    assert run_lab("digits-fc", "--quick", *options) == 0
+    assert run_lab("digits-fc", "--dataset", "digits", *options) == 0
+    assert (tmp_path / "digits-fc.html").read_text() == "of a full run on mnist"
+    assert {path.name for path in tmp_path.glob("*.html")} == {"digits-fc.html", "digits-fc-quick.html", "digits-fc-digits.html"}
+    assert not list(tmp_path.glob("digits-fc-curves.png")) and (tmp_path / "digits-fc-quick-curves.png").exists()
+
+
+def test_pages_of_folders_that_are_called_alike_have_different_names():
+    command = Transfer()
+    names = [command.page_name(f"folder:{folder}") for folder in ("a/photos", "b/photos", "b/my photos!", "a/../a/photos/")]
+    assert len(set(names)) == 3 and names[0] == names[3]
+    assert all(re.fullmatch(r"transfer-(photos|my-photos)-[0-9a-f]{8}", name) for name in names)
+    assert command.page_name("cifar10") == "transfer" and command.page_name("digits") == "transfer-digits"
+    assert Transfer(quick=True).page_name("digits") == "transfer-quick"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from conftest import ROOT, Tags
 from lab.commands import EXPERIMENTS
-from lab.experiments import figures, page
-from lab.experiments.page import Figure, Page, Table
+from lab.common import figures, page
+from lab.common.page import Figure, Page, Table
 
 
 def make_page(dataset: str) -> Page:

@@ -1,4 +1,4 @@
-"""Does a fully connected network that is shown 16 images a class learn digits, or only these images?"""
+"""What the experiments on few digits share: a training until its loss is flat, and the page with its curves and numbers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from config import TrainConfig
-from lab.experiments.command import Experiment
-from lab.experiments.figures import confusion, image_grid, loss_and_accuracy
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import difference, percent
+from lab.common.command import Experiment
+from lab.common.figures import confusion, loss_and_accuracy
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, of_runs, span
 from utils import STATED
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lab.experiments.trainings import Images, Outcome, Part
+    from lab.common.trainings import Images, Outcome, Part
 
 FLAT_LOSS = 0.0001  # nats
 MAX_EPOCHS = 2000
 
 
 @dataclass
-class DigitsFC(Experiment):
-    """Train FC_only, a fully connected network, on 16 images a class until its training loss is flat; does it overfit?"""
+class UntilFlat(Experiment):
+    """What both can be told."""
 
     dataset: Annotated[str | None, STATED] = None
     """mnist, fashion_mnist or digits, or any other data set of `train` (default: mnist, with --quick digits)."""
@@ -41,25 +41,15 @@ class DigitsFC(Experiment):
     lr: float = 0.001
     """Learning rate, constant."""
 
-    NAME = "digits-fc"
-    DEFAULTS = {"dataset": ("mnist", "digits"), "seeds": (5, 2)}
-
-    def make(self, folder: Path) -> Page:
-        """FC_only on a few images a class, until the training loss is flat."""
-        from lab.experiments.models import FC_only
-
-        parts, outcomes = self.train_until_flat(FC_only, folder)
-        page = begin_page(self.NAME, "A fully connected network on a few digits", __doc__, parts, outcomes)
-        add_weights(page, parts[0], outcomes[0])
-        return page
+    DATASETS = ("mnist", "digits")
 
     def train_until_flat(self, network: Callable[..., nn.Module], folder: Path) -> tuple[list[Part], list[Outcome]]:
         """`network` on `per_class` images a class, all of them in each batch, one training for each seed."""
-        from lab.experiments.trainings import Part, run_parts, take_images
+        from lab.common.trainings import Part, run_parts, take_images
 
-        dataset = self.load(self.dataset)
+        dataset = self.load(self.choose(self.dataset, *self.DATASETS))
         parts = []
-        for seed in self.all_seeds:
+        for seed in self.seed_range(self.seeds, 5, 2):
             images = take_images(dataset, self.classes, self.per_class, seed)
             config = TrainConfig(
                 epochs=MAX_EPOCHS,
@@ -77,31 +67,6 @@ class DigitsFC(Experiment):
             build = partial(network, dataset.num_channels, dataset.image_size, images.dataset.num_classes)
             parts.append(Part({"model": network.__name__, "seed": seed}, build, images, config, keep_weights=True))
         return parts, run_parts(parts, folder / "parts")
-
-
-def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
-    """The weights of FC_only as pictures: of each hidden unit, and of both layers together for each class."""
-    dataset, model = part.images.dataset, outcome.model(part)
-    shape = (dataset.num_channels, *dataset.image_size)
-    first = model.fc1.weight.detach().numpy()
-    units = first.reshape(len(first), *shape).mean(1)
-    paths = (model.fc2.weight.detach().numpy() @ first).reshape(-1, *shape).mean(1)
-    rows = {f"units {i} to {min(i + 8, len(units)) - 1}": list(units[i : i + 8]) for i in range(0, len(units), 8)}
-    page.add(
-        "What it looks for",
-        Figure(
-            "weights",
-            image_grid(rows),
-            "Weights of the first layer, one picture for each hidden unit, each weight at its "
-            "pixel's place: red raises the unit, blue lowers it.",
-        ),
-        Figure(
-            "evidence",
-            image_grid({"fc2 x fc1": list(paths)}, dataset.classes),
-            "The product of both layers' weights, one picture a class: what raises (red) or lowers (blue) its logit while all "
-            "hidden units are on.",
-        ),
-    )
 
 
 def begin_page(name: str, title: str, question: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Page:
@@ -186,42 +151,39 @@ def observations(outcomes: Sequence[Outcome], images: Images) -> list[str]:
     """What the numbers show of learning and overfitting."""
     runs, says = len(outcomes), []
     last = [outcome.history.evaluations[-1] for outcome in outcomes]
-    flat = [e.epoch for e in last if e.epoch < MAX_EPOCHS]
+    flat = [e for e in last if e.epoch < MAX_EPOCHS]
     if flat:
         says.append(
-            f"In {len(flat)} of {runs} runs the training loss became flat, after {span(flat, '.0f')} epochs, at "
-            f"{span([e.train_loss for e in last], '.4f')} nats."
+            f"The training loss became flat in {of_runs(len(flat), runs)}, after {span([e.epoch for e in flat], '.0f')} epochs, at "
+            f"{span([e.train_loss for e in flat], '.4f')} nats."
         )
     if len(flat) < runs:
-        says.append(f"In {runs - len(flat)} of {runs} runs it still moved after {MAX_EPOCHS} epochs.")
-    train, test = [o.train_accuracy for o in outcomes], [o.test_accuracy for o in outcomes]
-    mean, half = difference(train, test)
-    gap = (
-        f"Accuracy is {percent(train)} on the training images and {percent(test)} on the test images (weighted F1 "
-        f"{np.mean([o.f1 for o in outcomes]):.3f})"
-    )
-    if np.isinf(half):
-        says.append(f"{gap}, {100 * mean:.1f} points apart; {runs} seed{'s tell' if runs > 1 else ' tells'} little of the spread.")
-    elif mean > half:
-        says.append(
-            f"{gap}: training accuracy is higher by {100 * mean:.1f} points (95% interval "
-            f"{100 * (mean - half):.1f} to {100 * (mean + half):.1f})."
+        says.append(f"The training loss still moved after {MAX_EPOCHS} epochs in {of_runs(runs - len(flat), runs)}.")
+    says.append(
+        compare(
+            "Accuracy",
+            "the training images",
+            [o.train_accuracy for o in outcomes],
+            "the test images",
+            [o.test_accuracy for o in outcomes],
+            (len(images.dataset.train.labels), len(images.dataset.test.labels)),
+            word="on",
         )
-    else:
-        says.append(f"{gap}: no gap beyond the spread over the seeds.")
+        + f" The weighted F1 on the test images is {span([o.f1 for o in outcomes], '.3f')}."
+    )
     losses = [[e.val_loss for e in outcome.history.evaluations] for outcome in outcomes]
     turned = [loss[-1] > 1.01 * min(loss) for loss in losses]
     if any(turned):
         runs_turned = [(o, loss) for o, loss, turn in zip(outcomes, losses, turned, strict=True) if turn]
         lowest = [o.history.evaluations[int(np.argmin(loss))].epoch for o, loss in runs_turned]
-        rises = [loss[-1] / min(loss) - 1 for _, loss in runs_turned]
+        rises = [loss[-1] / max(min(loss), 1e-9) - 1 for _, loss in runs_turned]
         says.append(
-            f"It overfits in {sum(turned)} of {runs} runs: there the validation loss was lowest after {span(lowest, '.0f')} "
+            f"It overfits in {of_runs(sum(turned), runs)}: there the validation loss was lowest after {span(lowest, '.0f')} "
             f"epochs and then rose by {span(rises, '.0%')}, while the training loss went on falling."
         )
     if not all(turned):
         says.append(
-            f"In {runs - sum(turned)} of {runs} runs the validation loss ended within 1% of its lowest value: "
+            f"The validation loss ended within 1% of its lowest value in {of_runs(runs - sum(turned), runs)}: "
             "training longer did not harm there."
         )
     says += [worst_confusion(outcomes, images)]
@@ -234,19 +196,10 @@ def worst_confusion(outcomes: Sequence[Outcome], images: Images) -> str:
     predictions = np.array([outcome.predictions for outcome in outcomes])
     true = np.broadcast_to(labels, predictions.shape)[predictions != labels]
     if not len(true):
-        return "No test image was taken for one of another class, in any run."
+        return "Every test image was recognised."
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (true, predictions[predictions != labels]), 1)
     a, b = np.unravel_index(counts.argmax(), counts.shape)
     if counts.max() == 1:
-        return "No two classes were confused more than once in all runs together."
-    return (
-        f"The most frequent mistake is to take {classes[a]} for {classes[b]}: {counts[a, b]} of the {len(true)} mistakes of "
-        "all runs."
-    )
-
-
-def span(values: Sequence[float], form: str) -> str:
-    """ "3 to 5", or the one value where they are the same."""
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
+        return "No two classes were confused more than once."
+    return f"The most frequent mistake is to take {classes[a]} for {classes[b]}: {counts[a, b]:,} of {len(true):,} mistakes."

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from config import InputError, TrainConfig
 from images.sources import ImageDataset, Split, stratified_split
-from lab.experiments.command import Experiment
-from lab.experiments.figures import points_with_spread
-from lab.experiments.page import Figure, Page, Table
-from lab.experiments.statements import compare, percent, select
-from utils import STATED
+from lab.common.command import Experiment
+from lab.common.figures import points_with_spread
+from lab.common.page import Figure, Page, Table
+from lab.common.statements import compare, is_at_chance, listed, percent, select
+from utils import ROOT, STATED
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from lab.experiments.pretrained import Source
-    from lab.experiments.trainings import Images, Outcome, Part
+    from lab.common.trainings import Images, Outcome, Part
+    from lab.experiments.transfer.sources import Source
+
+    Whole = Callable[[nn.Module], tuple[dict[str, Tensor], dict[str, Any]]]
 
 METHODS = {
     "from scratch": "the same network with random weights",
@@ -61,19 +64,26 @@ class Transfer(Experiment):
     """Height and width to which the images of a folder are brought, in pixels (28 or more)."""
 
     NAME = "transfer"
-    DEFAULTS = {"target": ("cifar10", "digits"), "epochs": ((1, 5, 20), (1, 5)), "seeds": (3, 2)}
+    DATASETS = ("cifar10", "digits")
 
     def make(self, folder: Path) -> Page:
-        """Each method on each number of images a class and each number of epochs, one training for each seed."""
-        from lab.experiments.pretrained import find_source
-        from lab.experiments.trainings import run_parts, sizes_that_fit, take_images
+        """Each method on each number of images a class and each number of epochs, one training for each seed.
 
-        target, classes, split = self.load_target()
-        sizes = self.per_class or sizes_that_fit((8, 32) if self.quick else (8, 32, 128, 0), target, classes, self.first_seed)
+        The weights of the best network of the first seed, whose test images are those of `train` and `evaluate` too, are kept.
+        """
+        from lab.common.trainings import best_of, run_parts, sizes_that_fit, take_images
+        from lab.experiments.transfer.networks import as_whole
+        from lab.experiments.transfer.sources import find_source
+
+        seeds, epochs = self.seed_range(self.seeds, 3, 2), self.epochs or ((1, 5) if self.quick else (1, 5, 20))
+        if any(number < 0 for number in self.per_class) or any(number < 1 for number in epochs):
+            raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
+        target, classes, has_splits = self.load_target()
+        splits = {seed: target if has_splits or seed == self.first_seed else resplit(target, seed) for seed in seeds}
+        wanted = (8, 32) if self.quick else (8, 32, 128, 0)
+        sizes = self.per_class or sizes_that_fit(wanted, target, classes, self.first_seed)
         images = {
-            (seed, per_class): take_images(split(seed), classes, per_class or None, seed)
-            for seed in self.all_seeds
-            for per_class in sizes
+            (seed, per_class): take_images(splits[seed], classes, per_class or None, seed) for seed in seeds for per_class in sizes
         }
         source = find_source(self.source, self.pretrain, target, classes, self, folder)
         if source.num_channels != target.num_channels:
@@ -81,38 +91,41 @@ class Transfer(Experiment):
                 f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
                 f"{target.num_channels}: choose another --source"
             )
+        whole = partial(as_whole, source.rename, source.card | {"data": target.content()})
         parts = [
-            make_part(method, source, taken, per_class, epochs, seed, self.device)
+            make_part(method, source, taken, per_class, number, seed, self.device, whole if seed == self.first_seed else None)
             for (seed, per_class), taken in images.items()
-            for epochs in dict.fromkeys(self.epochs)
+            for number in dict.fromkeys(epochs)
             for method in METHODS
         ]
-        return make_page(parts, run_parts(parts, folder / "parts"), source)
+        name = self.page_name(target.name)
+        best = folder / f"{name}.safetensors"
+        outcomes = run_parts(parts, folder / "parts", best)
+        page = make_page(name, parts, outcomes, source)
+        page.observations = [*page.observations, about_best(best_of(parts, outcomes), best)]
+        return page
 
-    def load_target(self) -> tuple[ImageDataset, list[str], Callable[[int], ImageDataset]]:
-        """The target, the names of its classes, and its splits of a seed: for a folder without splits of its own each seed has
-        others.
+    def load_target(self) -> tuple[ImageDataset, list[str], bool]:
+        """The target, the names of its classes, and whether its splits are its own, as all but those of a folder of classes are.
 
         Unreadable files of a folder are left out, which is said on stderr.
         """
         from images.own_images import find_splits, load_folder
-        from lab.experiments.pretrained import LEFT_OUT
-        from lab.experiments.trainings import class_labels
+        from lab.common.trainings import class_labels
+        from lab.experiments.transfer.sources import LEFT_OUT
 
-        if any(number < 0 for number in self.per_class) or any(epochs < 1 for epochs in self.epochs):
-            raise InputError("--per-class must be 0 (all) or more, --epochs 1 or more")
-        kind, _, path = self.target.partition(":")
-        split: Callable[[int], ImageDataset]
+        name = self.choose(self.target, *self.DATASETS)
+        kind, _, path = name.partition(":")
+        has_splits = True
         if kind == "folder" and path:
             if self.image_size < 28:
                 raise InputError(f"--image-size is {self.image_size}: it must be 28 or more")
             target = load_folder(Path(path), self.image_size, skip_unreadable=True)
-            split = partial(resplit, target) if not find_splits(Path(path)) else lambda seed: target
+            has_splits = bool(find_splits(Path(path)))
         else:
-            target = self.load(self.target)
-            split = lambda seed: target  # noqa: E731
+            target = self.load(name)
         classes = list(class_labels(target, self.classes or LEFT_OUT.get(target.name, ())))
-        return target, classes, split
+        return target, classes, has_splits
 
 
 def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
@@ -124,7 +137,7 @@ def resplit(dataset: ImageDataset, seed: int) -> ImageDataset:
 
 def build(method: str, source: Source, num_classes: int) -> nn.Module:
     """The network of a method, before training. From scratch, a whitening stem takes its filters from the target's images."""
-    from lab.experiments.models import FromScratch, Transferred
+    from lab.experiments.transfer.networks import FromScratch, Transferred
 
     if method == "from scratch":
         features, num_features = source.untrained()
@@ -132,9 +145,11 @@ def build(method: str, source: Source, num_classes: int) -> nn.Module:
     return Transferred(*source.features(), num_classes, frozen=method == "frozen features")
 
 
-def make_part(method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str) -> Part:
-    """One training."""
-    from lab.experiments.trainings import Part
+def make_part(
+    method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str, whole: Whole | None
+) -> Part:
+    """One training, of which `whole` makes a network for other commands."""
+    from lab.common.trainings import Part
 
     count = len(images.dataset.train.labels)
     batch = min(count, max(8, min(128, count // 8)))
@@ -145,10 +160,22 @@ def make_part(method: str, source: Source, images: Images, per_class: int, epoch
         partial(build, method, source, images.dataset.num_classes),
         images,
         config,
+        whole=whole,
     )
 
 
-def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source) -> Page:
+def about_best(outcome: Outcome, path: Path) -> str:
+    """Where the weights of the best network are, and what it is."""
+    facts, weights = outcome.facts, path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    epochs = f"{facts['epochs']} epoch{'s' * (facts['epochs'] > 1)}"
+    return (
+        f"The network with the highest validation accuracy of seed {facts['seed']} ({outcome.history.val_accuracy:.1%}; test "
+        f"accuracy {outcome.test_accuracy:.1%}) is kept in {weights}: {facts['method']}, {facts['images']:,} images, "
+        f"{epochs}. ./run.sh predict --weights {shlex.quote(str(weights))} IMAGE uses it."
+    )
+
+
+def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source) -> Page:
     """Accuracy against images a class for each number of epochs, and against epochs for each number of images."""
     images = parts[0].images
     dataset = images.dataset
@@ -165,7 +192,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
     names = {count: f"{'all ' if count in everything else ''}{count // dataset.num_classes:,}" for count in sizes}
     splits_differ = not np.array_equal(dataset.test.images, parts[-1].images.dataset.test.images)
     page = Page(
-        Transfer.NAME,
+        name,
         f"Transfer to {dataset.name}: {', '.join(dataset.classes)}",
         __doc__,
         dataset.name,
@@ -192,7 +219,7 @@ def make_page(parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source
             ("seeds", f"{len(seeds)}; each has its own training images and initial weights"),
         ],
         seconds=sum(outcome.history.total_seconds for outcome in outcomes),
-        observations=observations(accuracy, sizes, epochs, names, 1 / dataset.num_classes),
+        observations=observations(accuracy, sizes, epochs, names, 1 / dataset.num_classes, len(dataset.test.labels)),
     )
     by_images = {
         f"{number} epoch{'s' * (number > 1)}": {
@@ -249,53 +276,70 @@ def observations(
     epochs: Sequence[int],
     names: dict[int, str],
     chance: float,
+    images: int,
 ) -> list[str]:
-    """What transfer is worth with few and with many images, and what the budget changes."""
+    """What transfer is worth with few and with many images, and what the budget changes; `images` are for the test."""
     scratch, frozen, tuned = METHODS
     long, says = epochs[-1], []
+    passes = f"{long} epoch{'s' * (long > 1)}"
+    spoken = {scratch: "training from scratch", frozen: frozen, tuned: tuned}
+    means = {key: float(np.mean(values)) for key, values in accuracy.items()}
     for count in sizes:
-        values = {method: accuracy[method, count, long] for method in METHODS}
-        best = max(values, key=lambda method: np.mean(values[method]))
-        other = [compare(best, values[best], method, values[method], "test accuracy") for method in METHODS if method != best]
-        says.append(
-            f"{names[count].capitalize()} images a class, {long} epoch{'s' * (long > 1)}: {best} has the highest mean, "
-            f"{percent(values[best])}. " + " ".join(other)
-        )
-    need = [
-        (few, many)
-        for few in sizes
-        for many in sizes
-        if many > few and np.mean(accuracy[tuned, few, long]) >= np.mean(accuracy[scratch, many, long])
-    ]
-    if need:
-        few, many = max(need, key=lambda pair: pair[1] / pair[0])
-        says.append(
-            f"With {names[few]} images a class fine-tuning is at least as accurate ({percent(accuracy[tuned, few, long])}) "
-            f"as training from scratch with {names[many]} ({percent(accuracy[scratch, many, long])}), {long} epochs each."
-        )
-    else:
-        says.append(
-            f"At no number of images is fine-tuning as accurate as training from scratch with the next larger one, {long} "
-            "epochs each."
-        )
-    gains = {count: float(np.mean(accuracy[tuned, count, long]) - np.mean(accuracy[scratch, count, long])) for count in sizes}
+        values = {spoken[method]: accuracy[method, count, long] for method in METHODS}
+        best = max(values, key=lambda method: float(np.mean(values[method])))
+        others = [method for method in values if method != best]
+        sentences = [compare("Test accuracy", best, values[best], method, values[method], images, chance) for method in others]
+        says.append(f"{names[count].capitalize()} images a class, {passes}. {' '.join(sentences)}")
+    says += savings(accuracy, sizes, long, names, chance, images)
     if len(sizes) > 1:
-        most, least = max(gains, key=gains.get), min(gains, key=gains.get)
+        gains = {count: means[tuned, count, long] - means[scratch, count, long] for count in sizes}
+        most, least = max(gains, key=lambda count: gains[count]), min(gains, key=lambda count: gains[count])
         says.append(
-            f"Fine-tuning gains most over training from scratch with {names[most]} images a class "
-            f"({100 * gains[most]:+.1f} points) and least with {names[least]} ({100 * gains[least]:+.1f})."
+            f"Fine-tuning gains from {100 * gains[least]:+.1f} points, with {names[least]} images a class, to "
+            f"{100 * gains[most]:+.1f} points, with {names[most]}, over training from scratch, on average."
         )
     if len(epochs) > 1:
         short = epochs[0]
-        quick = [
-            names[count] for count in sizes if np.mean(accuracy[frozen, count, short]) >= np.mean(accuracy[scratch, count, long])
-        ]
-        where = f"with {', '.join(quick)} images a class" if quick else "with no number of images"
-        says.append(
-            f"Frozen features after {short} epoch{'s' * (short > 1)} are at least as accurate as training from scratch "
-            f"after {long}, in the mean, {where}."
-        )
-    idle = [names[count] for count in sizes if np.mean(accuracy[scratch, count, long]) <= chance + 0.02]
-    if idle:
-        says.append(f"From scratch, the mean is within two points of guessing with {', '.join(idle)} images a class.")
+        enough = [count for count in sizes if means[frozen, count, short] >= means[scratch, count, long]]
+        what = f"frozen features after {short} epoch{'s' * (short > 1)} are, on average,"
+        other = f"training from scratch after {long}"
+        if enough:
+            says.append(f"With {listed([names[count] for count in enough])} images a class {what} at least as accurate as {other}.")
+        else:
+            says.append(f"{what[0].upper()}{what[1:]} less accurate than {other}.")
     return says
+
+
+def savings(
+    accuracy: dict[tuple[str, int, int], list[float]],
+    sizes: Sequence[int],
+    long: int,
+    names: dict[int, str],
+    chance: float,
+    images: int,
+) -> list[str]:
+    """How many images fine-tuning saves against training from scratch; nothing of a single number of images."""
+    scratch, _, tuned = METHODS
+    pairs = [
+        (few, many)
+        for few in sizes
+        for many in sizes
+        if many > few
+        and np.mean(accuracy[tuned, few, long]) >= np.mean(accuracy[scratch, many, long])
+        and not is_at_chance(accuracy[tuned, few, long], chance, images)
+    ]
+    after = f"both after {long} epoch{'s' * (long > 1)}"
+    if pairs:
+        few, many = max(pairs, key=lambda pair: pair[1] / pair[0])
+        return [
+            f"Fine-tuning with {names[few]} images a class is on average at least as accurate "
+            f"({percent(accuracy[tuned, few, long])}) as training from scratch with {names[many]} "
+            f"({percent(accuracy[scratch, many, long])}), {after}."
+        ]
+    if len(sizes) == 1:
+        return []
+    fewer = listed([names[count] for count in sizes[:-1]])
+    return [
+        f"Fine-tuning with {fewer} images a class does not reach what training from scratch reaches with the next larger number, "
+        f"{after}."
+    ]

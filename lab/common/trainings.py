@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class Part:
     measure: Callable[[Trainer], dict[str, Any]] | None = None
     """What else to keep of it: plain values."""
     keep_weights: bool = False
+    whole: Callable[[nn.Module], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
+    """State dict and card of the trained network as other commands load it: a part that has this may be kept as the best one."""
 
     def fresh_model(self) -> nn.Module:
         """The network before training, the same each time."""
@@ -153,37 +155,82 @@ class Outcome:
     def model(self, part: Part) -> nn.Module:
         """The trained network, on the CPU, in evaluation mode."""
         model = part.fresh_model()
+        assert self.weights is not None, "the part has keep_weights"
         model.load_state_dict(load_weights(self.weights)[0])
         return model.eval()
 
 
-def run_parts(parts: Sequence[Part], folder: Path) -> list[Outcome]:
+def run_parts(parts: Sequence[Part], folder: Path, best: Path | None = None) -> list[Outcome]:
     """Train all `parts` that `folder` does not hold yet, with one progress bar; their outcomes in order.
 
-    Each is kept as soon as it is done. Raises KeyboardInterrupt, which says how far it came, at Ctrl-C.
+    Each is kept as soon as it is done. The weights of the one with the best validation, among those that say how (`Part.whole`), go
+    to the file `best`. Raises KeyboardInterrupt, which says how far it came, at Ctrl-C.
     """
     paths = [folder / f"{part.key()}.json" for part in parts]
-    outcomes = [_read(path, part) for path, part in zip(paths, parts, strict=True)]
-    missing = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    if len(missing) < len(parts):
-        print(f"{len(parts) - len(missing)} of {len(parts)} trainings are already in {folder}", flush=True)
-    bar = tqdm(total=sum(parts[i].budget for i in missing), unit=" images", unit_scale=True, disable=None, leave=False)
+    done = {i: outcome for i, part in enumerate(parts) if (outcome := _read(paths[i], part))}
+    missing = [i for i in range(len(parts)) if i not in done]
+    if done:
+        print(f"{len(done)} of {len(parts)} trainings are already in {folder}", flush=True)
+    total = sum(parts[i].budget for i in missing)
+    bar = tqdm(total=total, unit=" images", unit_scale=True, disable=None, leave=False)
+
+    def train(i: int) -> None:
+        before = bar.n
+        outcome, trainer = _train(parts[i], paths[i], bar)
+        done[i] = outcome
+        if best and i == _best(parts, done):
+            _keep(best, parts[i], paths[i], outcome, trainer)
+        write_json(paths[i], asdict(outcome) | {"weights": None})
+        bar.update(before + parts[i].budget - bar.n)  # it may have stopped early
+
     with bar:
         try:
             for number, i in enumerate(missing, 1):
                 bar.set_description(f"{number} of {len(missing)}: {describe(parts[i].facts)}")
-                before = bar.n
-                outcomes[i] = _train(parts[i], paths[i], bar)
-                bar.update(before + parts[i].budget - bar.n)  # it may have stopped early
+                train(i)
+            if best and (winner := _best(parts, done)) is not None and _kept(best) != paths[winner].stem:
+                bar.set_description(f"once more, for its weights: {describe(parts[winner].facts)}")
+                bar.total = total + parts[winner].budget
+                train(winner)
         except KeyboardInterrupt:
             kept = sum(_read(path, part) is not None for path, part in zip(paths, parts, strict=True))
             raise KeyboardInterrupt(
                 f"{kept} of {len(parts)} trainings are done and kept in {folder}: the same command goes on with the others"
             ) from None
-    return outcomes
+    return [done[i] for i in range(len(parts))]
 
 
-def _train(part: Part, path: Path, bar: tqdm) -> Outcome:
+def best_of(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome whose weights `run_parts` keeps as the best; at least one part must have `whole`."""
+    winner = _best(parts, dict(enumerate(outcomes)))
+    assert winner is not None
+    return outcomes[winner]
+
+
+def _best(parts: Sequence[Part], outcomes: Mapping[int, Outcome]) -> int | None:
+    """The number of the part with the best validation, the first of equal ones."""
+    winner = None
+    for i in sorted(i for i in outcomes if parts[i].whole):
+        if winner is None or outcomes[i].history.evaluations[-1].is_better_than(outcomes[winner].history.evaluations[-1]):
+            winner = i
+    return winner
+
+
+def _keep(best: Path, part: Part, path: Path, outcome: Outcome, trainer: Trainer) -> None:
+    assert part.whole is not None  # else it is not the best
+    state, card = part.whole(trainer.trained_model)
+    save_weights(best, state, trainer.final_card(outcome.test_accuracy, torch.float32) | card | {"part": path.stem})
+
+
+def _kept(best: Path) -> str | None:
+    """Of which part the weights in that file are; None where there are none that can be read."""
+    try:
+        return load_weights(best)[1].get("part")
+    except InputError:
+        return None
+
+
+def _train(part: Part, path: Path, bar: tqdm) -> tuple[Outcome, Trainer]:
     from sklearn.metrics import f1_score
 
     model, dataset = part.fresh_model(), part.images.dataset
@@ -212,8 +259,7 @@ def _train(part: Part, path: Path, bar: tqdm) -> Outcome:
         list(trainer.std),
         part.measure(trainer) if part.measure else {},
     )
-    write_json(path, asdict(outcome))
-    return replace(outcome, weights=weights)
+    return replace(outcome, weights=weights), trainer
 
 
 def _read(path: Path, part: Part) -> Outcome | None:

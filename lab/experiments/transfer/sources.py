@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from torch import nn
 
 from config import InputError, TrainConfig
 from images.sources import ImageDataset, Split
-from lab.experiments.command import Experiment
-from lab.experiments.models import net_features
-from lab.experiments.trainings import take_images
+from lab.common.command import Experiment
+from lab.common.trainings import take_images
+from lab.experiments.transfer.networks import net_features, net_name
 from learning.inference import TrainedNetwork
 from learning.presets import PRESETS
 from learning.weights import save_weights
@@ -42,6 +43,10 @@ class Source:
     """A fresh copy of the network up to its last linear layer, and the number of its outputs."""
     untrained: Callable[[], tuple[nn.Module, int]]
     """The same with random weights."""
+    rename: Callable[[str], str]
+    """The name in the whole network of a tensor of a `Transferred` with these features."""
+    card: dict[str, Any]
+    """What a card says of how the whole network is built, with a new last layer: arguments of Net, or where its class is."""
 
 
 def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence[str], options: Experiment, folder: Path) -> Source:
@@ -64,7 +69,7 @@ def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence
         else:
             short = replace(PRETRAINING, epochs=1, augment=0.0)
             config = replace(short if options.quick else PRETRAINING, device=options.device)
-            known = repr((target.name, others, config, zlib.crc32(target.train.images), zlib.crc32(target.train.labels)))
+            known = repr((target.name, others, config, target.content()))
             path = folder / f"source-{zlib.crc32(known.encode()):08x}.safetensors"
             if anew or not path.exists():
                 pretrain(path, target, others, config)
@@ -123,7 +128,9 @@ def pretrain(path: Path, dataset: ImageDataset, classes: Sequence[str], config: 
 def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[str]) -> Source:
     """A network of this project. Raises InputError where it was trained on the target's own classes."""
     network = TrainedNetwork.load(path, torch.device("cpu"))
-    card, accuracy = network.card, network.card.get("test_accuracy")
+    model, card, accuracy = network.model, network.card, network.card.get("test_accuracy")
+    if not isinstance(model, Net):
+        raise InputError(f"the source {path} is a {type(model).__name__}: only networks of this project's presets are sources")
     known = [c for c in classes if c in card["classes"] and card["dataset"].startswith(target.name)]
     if known:
         raise InputError(
@@ -136,11 +143,13 @@ def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[st
 
     return Source(
         name,
-        f"{name}: the constrained network, {count_parameters(network.model):,} parameters, trained on {card['dataset']}, "
+        f"{name}: the constrained network, {count_parameters(model):,} parameters, trained on {card['dataset']}, "
         f"classes {', '.join(card['classes'])}" + (f"; test accuracy there {accuracy:.1%}" if accuracy else ""),
         card["num_channels"],
-        lambda: net_features(copy.deepcopy(network.model)),
+        lambda: net_features(copy.deepcopy(model)),
         untrained,
+        net_name,
+        {"net": card["net"] | {"logit_scale": 1.0}},  # the new last layer learned without such a factor
     )
 
 
@@ -159,11 +168,15 @@ def torchvision_source(architecture: str) -> Source:
             f"the weights of {architecture} are not here and cannot be downloaded ({error}): --source auto needs no network"
         ) from error
 
+    head = [(name, layer) for name, layer in trained.named_modules() if isinstance(layer, nn.Linear)][-1]
+
     def headless(model: nn.Module) -> tuple[nn.Module, int]:
-        name, last = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
-        return model, last.in_features
+        model.set_submodule(head[0], nn.Identity())
+        return model, head[1].in_features
+
+    def rename(name: str) -> str:
+        part, _, rest = name.partition(".")
+        return rest if part == "features" else f"{head[0]}.{rest}"
 
     return Source(
         f"torchvision:{architecture}",
@@ -171,4 +184,6 @@ def torchvision_source(architecture: str) -> Source:
         3,
         lambda: headless(copy.deepcopy(trained)),
         lambda: headless(torchvision.models.get_model(architecture)),
+        rename,
+        {"net": None, "model": f"torchvision.models:{architecture}"},
     )

@@ -13,8 +13,8 @@ from made_up_images import count_fits, noise, numbered, numbered_set, numbers_of
 from config import InputError, TrainConfig
 from images import data
 from images.data import ImageDataset, Split, balanced_subset
-from lab.experiments import models
-from lab.experiments.trainings import Part, run_parts, take_images
+from lab.common import models
+from lab.common.trainings import Part, run_parts, take_images
 from training import Trainer
 
 
@@ -115,5 +115,5 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     assert run_lab("activations", "--quick", "--seeds", 1, *options) == 0
     assert "2 of 3 trainings are already in" in capsys.readouterr().out
     assert steps == [0] * 8
-    page = (tmp_path / "activations.html").read_text()
+    page = (tmp_path / "activations-quick.html").read_text()
     assert all(f'<th scope="row">{name}</th>' in page for name in names)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from config import InputError
-from model import Net
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -131,48 +130,7 @@ class Convolution6NormDropout(nn.Sequential):
         )
 
 
-class Transferred(nn.Module):
-    """Trained `features`, which map images to (N, num_features), under a new linear layer.
-
-    With `frozen` they stay as they are, the statistics of BatchNorm included. It has no method `whiten`: the filters of a
-    whitening stem belong to what was learned.
-    """
-
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int, frozen: bool) -> None:
-        super().__init__()
-        self.features, self.head, self.frozen = features, nn.Linear(num_features, num_classes), frozen
-        if frozen:
-            self.features.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Transferred:
-        super().train(mode)
-        if self.frozen:
-            self.features.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
-
-
-class FromScratch(Transferred):
-    """The same network untrained; its stem, where it has a whitening one, is computed as it is in any training from scratch."""
-
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
-        super().__init__(features, num_features, num_classes, frozen=False)
-
-    def whiten(self, images: Tensor) -> None:
-        for layer in self.features.modules():
-            if hasattr(layer, "whiten"):
-                layer.whiten(images)
-
-
-def net_features(net: Net) -> tuple[nn.Module, int]:
-    """`net` up to global average pooling, and the number of its features."""
-    *pooling, linear = net.O
-    return nn.Sequential(net.C1, net.C2, net.C3, net.C4, *pooling), linear.in_features
-
-
-def weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def weight_layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     """Convolutions and linear layers, in order, under the names that a page gives them: "conv 1", "linear 5"."""
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for number, layer in enumerate(layers, 1):
@@ -203,7 +161,8 @@ def dead_units(model: nn.Module, inputs: Tensor, slope: float = 0.01) -> list[tu
     def look(layer: nn.Module, arguments: tuple[Tensor], _: Tensor) -> None:
         with torch.enable_grad():
             before = arguments[0].detach().float().requires_grad_()
-            layer.inplace = False
+            if isinstance(layer, (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)):
+                layer.inplace = False
             (derivative,) = torch.autograd.grad(type(layer).forward(layer, before).sum(), before)
         largest = derivative.abs().transpose(0, 1).flatten(1).amax(1)
         counts.append((int((largest < slope).sum()), len(largest)))

@@ -10,32 +10,36 @@ import numpy as np
 
 from images import sources
 from images.sources import ImageDataset, Split
-from lab.experiments.digits_fc import DigitsFC, begin_page
-from lab.experiments.figures import image_grid
-from lab.experiments.page import Figure, Page, Table
+from lab.common.figures import image_grid
+from lab.common.page import Figure, Page, Table
+from lab.experiments.digits.until_flat import UntilFlat, begin_page
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from lab.experiments.models import Grayscale1Convolution
-    from lab.experiments.trainings import Outcome, Part
+    from lab.common.models import Grayscale1Convolution
+    from lab.common.trainings import Outcome, Part
 
 
 @dataclass
-class DigitsConv(DigitsFC):
-    """The same with Grayscale1Convolution: sizes by arithmetic, filters, activations and gradients as pictures."""
+class DigitsConv(UntilFlat):
+    """Train Grayscale1Convolution, one convolution, on 16 images a class until its training loss is flat.
+
+    The page computes the sizes by arithmetic and shows filters, activations and gradients as pictures.
+    """
 
     NAME = "digits-conv"
 
     def make(self, folder: Path) -> Page:
         """Grayscale1Convolution on a few images a class, until the training loss is flat."""
-        from lab.experiments.models import Grayscale1Convolution
+        from lab.common.models import Grayscale1Convolution
 
         parts, outcomes = self.train_until_flat(Grayscale1Convolution, folder)
         part, outcome = parts[0], outcomes[0]
-        page = begin_page(self.NAME, "One convolution on a few digits", __doc__, parts, outcomes)
-        sizes = size_rows(outcome.model(part), part.images.dataset.image_size)
-        arithmetic = [
+        name = self.page_name(part.images.dataset.name)
+        page = begin_page(name, "One convolution on a few digits", __doc__, parts, outcomes)
+        sizes = size_rows(_network(outcome.model(part)), part.images.dataset.image_size)
+        arithmetic: list[str | Table | Figure] = [
             Table(("layer", "arithmetic", "output", "parameters"), sizes),
             "A convolution of kernel k with padding p and stride s makes (n + 2p - k) / s + 1 pixels of n on each side, "
             "rounded down; a pooling of k by k with stride k makes n / k, rounded down.",
@@ -46,9 +50,18 @@ class DigitsConv(DigitsFC):
         return page
 
 
+def _network(model: nn.Module) -> Grayscale1Convolution:
+    """The network of a part, which is always this one."""
+    from lab.common.models import Grayscale1Convolution
+
+    assert isinstance(model, Grayscale1Convolution)
+    return model
+
+
 def size_rows(model: Grayscale1Convolution, image_size: tuple[int, int]) -> list[tuple[str, str, str, str]]:
     """Every layer's output size by arithmetic: name, how it is computed, size, parameters."""
     conv, fc = model.conv, model.fc
+    assert not isinstance(conv.padding, str), "the padding is a number"
     k, p, s, filters = conv.kernel_size[0], conv.padding[0], conv.stride[0], conv.out_channels
     sides = [(n + 2 * p - k) // s + 1 for n in image_size]
     pooled = [n // 2 for n in sides]
@@ -79,12 +92,13 @@ def add_filters(page: Page, part: Part, outcome: Outcome) -> None:
     import torch
     import torch.nn.functional as F
 
-    from lab.experiments.models import gradient_norms
-    from lab.experiments.trainings import as_tensors
+    from lab.common.models import gradient_norms
+    from lab.common.trainings import as_tensors
 
     inputs, targets = as_tensors(part.images.dataset.train, outcome.mean, outcome.std)
     rows, norms = {}, []
-    for when, model in (("before", part.fresh_model().float()), ("after", outcome.model(part))):
+    for when, network in (("before", part.fresh_model()), ("after", outcome.model(part))):
+        model = _network(network)
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), targets), model.conv.weight)
         rows[f"filters {when}"] = list(model.conv.weight.detach()[:, 0].numpy())
         rows[f"gradient {when}"] = list(gradient[:, 0].numpy())
@@ -106,11 +120,11 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
     import torch
     import torch.nn.functional as F
 
-    from lab.experiments.trainings import as_tensors
+    from lab.common.trainings import as_tensors
 
     dataset = part.images.dataset
     pictures, whence = _pictures(dataset)
-    model, shows_images = outcome.model(part), whence != "digits"
+    model, shows_images = _network(outcome.model(part)), whence != "digits"
     filters = [f"filter {i}" for i in range(model.conv.out_channels)]
     activations, gradients = {}, {}
     for label, name in enumerate(dataset.classes[:3]):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
-from lab.experiments.page import Figure
+from lab.common.page import Figure
 from results.canvas import new_figure, png
 from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lab.experiments.trainings import Outcome
+    from lab.common.trainings import Outcome
     from learning.history import History
 
+Line = Literal["-", "--", ":"]
 # Okabe & Ito's, told apart by the colour-blind; further series take other lines.
 COLOURS = (TRAIN_COLOUR, VAL_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-LINES = ("-", "--", ":")
+LINES: tuple[Line, ...] = ("-", "--", ":")
 
 
-def style(index: int) -> dict[str, str]:
+class Style(TypedDict):
+    """How a series is drawn."""
+
+    color: str
+    linestyle: Line
+
+
+def style(index: int) -> Style:
     """Colour and line of the series of that number."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
 
@@ -41,7 +49,7 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
     loss, accuracy = figure.subplots(1, 2)
     for i, history in reversed(list(enumerate(histories))):
         epochs = [e.epoch for e in history.evaluations]
-        look = {"alpha": 1.0, "linewidth": 1.8} if i == 0 else {"alpha": 0.25, "linewidth": 1.0}
+        alpha, width = (1.0, 1.8) if i == 0 else (0.25, 1.0)
         for axes, names, factor in ((loss, ("train_loss", "val_loss"), 1), (accuracy, ("train_accuracy", "val_accuracy"), 100)):
             for name, label, number in zip(names, ("training", "validation"), (0, 1), strict=True):
                 axes.plot(
@@ -50,7 +58,8 @@ def loss_and_accuracy(histories: Sequence[History]) -> bytes:
                     LINES[number],
                     color=COLOURS[number],
                     label=label if i == 0 else None,
-                    **look,
+                    alpha=alpha,
+                    linewidth=width,
                 )
     loss.set(xlabel="epoch", ylabel="loss: cross-entropy (nats)", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
@@ -106,7 +115,7 @@ def points_with_spread(
 def draw_points(axes: Axes, series: Mapping[str, Mapping[int, Sequence[float]]], x_names: Mapping[int, str] | None) -> None:
     """One panel of `points_with_spread`."""
     for index, (label, values) in enumerate(series.items()):
-        spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values.values()]
+        spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values.values()]
         axes.errorbar(
             list(values),
             [np.mean(v) for v in values.values()],
@@ -174,7 +183,11 @@ def image_grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] =
 
 def confusion(labels: np.ndarray, predictions: Sequence[int], classes: Sequence[str]) -> bytes:
     """The confusion matrix of a test split."""
-    return png(confusion_figure(labels, np.asarray(predictions), classes), 110)
+    from matplotlib.figure import Figure as Drawing
+
+    figure = confusion_figure(labels, np.asarray(predictions), classes)
+    assert isinstance(figure, Drawing), "it is one of its own unless it is drawn into another"
+    return png(figure, 110)
 
 
 def confusions(named: Mapping[str, Sequence[int]], labels: np.ndarray, classes: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""What the commands of the measurements share."""
+"""Quick runs: what they measure on, and that they do not get into the documents."""
 
 from __future__ import annotations
 

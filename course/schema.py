@@ -1,0 +1,59 @@
+"""The one table of a store, in SQLite and in PostgreSQL, and how a store of before comes to it.
+
+What a student wrote and a grader measured is JSON in text columns. Times are seconds since 1970 by the database's clock.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Column, Connection, Double, Index, Integer, MetaData, Table, Text, inspect, text
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+VERSION_TABLE = "convsprint_version"  # where Alembic notes the last step; by it a PostgreSQL database is known for a store
+VERSION = "3"  # the last of the steps in migrations/
+
+metadata = MetaData()
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("state", Text, nullable=False, server_default="queued"),
+    Column("reason", Text, nullable=False, server_default=""),  # why it failed
+    Column("assignment", Text, nullable=False),
+    Column("contributors", Text, nullable=False),  # [[name, pennkey], ...]
+    Column("pennkeys", Text, nullable=False),  # sorted: who it is from
+    Column("sources", Text, nullable=False),
+    Column("warnings", Text, nullable=False),
+    Column("files", Text, nullable=False),  # {name: text}
+    Column("submitted", Double, nullable=False),
+    Column("started", Double),
+    Column("finished", Double),
+    Column("score", Double),  # seconds, of a graded one
+    Column("result", Text),  # what the grader measured
+    Column("crashes", Integer, nullable=False, server_default="0"),  # of graders over it
+    Column("grader", Text),  # the mark of the grader that has taken it; another one each time
+    Column("lease", Double),  # until when that grader counts as alive; None where the kernel tells whether it is
+    Index("by_state", "state", "id"),
+    Index("by_pennkeys", "pennkeys"),
+    sqlite_autoincrement=True,
+)
+
+
+def version(connection: Connection) -> str | None:
+    """The last step that a store has; None of a store of before there were steps, or of none."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+
+
+def migrate(connection: Connection) -> None:
+    """Take the steps that the store lacks, in the transaction that is open."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    steps = ScriptDirectory(str(MIGRATIONS), version_locations=[str(MIGRATIONS)])
+    with EnvironmentContext(Config(), steps, fn=lambda revision, _: steps._upgrade_revs("head", revision)) as environment:
+        environment.configure(connection, version_table=VERSION_TABLE, transactional_ddl=True)
+        environment.run_migrations()
