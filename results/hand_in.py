@@ -156,16 +156,9 @@ def augmented_figure(dataset: ImageDataset, config: TrainConfig, mean: Sequence[
 def _draws(image: np.ndarray, config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """(DRAWS, H, W, C) uint8: `image` as the batches of a training have it, after as many draws."""
     same = Split(np.repeat(image[np.newaxis], DRAWS, 0), np.zeros(DRAWS, np.int64))
-    cpu = torch.device("cpu")
-    batches: AugmentedBatches | VectorisedBatches
-    if config.augmentations:
-        batches = AugmentedBatches(
-            same, DRAWS, mean, std, config.augment, 1, config.seed, 0, cpu, parts=config.augmentations, hole=config.hole
-        )
-    else:
-        batches = VectorisedBatches(
-            same, DRAWS, mean, std, config.seed, cpu, shift=config.shift, alternating_flip=config.alternating_flip
-        )
+    alone = dataclasses.replace(config, batch_size=DRAWS, images_per_draw=1, workers=0)
+    kind = AugmentedBatches if config.augmentations else VectorisedBatches
+    batches = kind(same, alone, mean, std, torch.device("cpu"))
     inputs, _ = next(batches.steps(range(1)))
     pixels = inputs.permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
     return (255 * pixels).round().clamp(0, 255).to(torch.uint8).numpy()
