@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from commands import STARTED
-from commands.run_folder import data_place, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError, get_preset
+from learning.run_folder import data_place, run_folder
 from learning.weights import save_weights
 from utils import (
     ROOT,
@@ -120,7 +120,7 @@ class Sprint:
             write_json(self.json, make_record(dataset, self.preset, target, [run]))
         if self.report:
             default = ROOT / "runs" / f"{self.preset}-{trainer.dataset.file_name}"
-            with run_folder(default, None, dataset, resume=False, overwrite=False) as folder:
+            with run_folder(default, None, dataset, resume=False, overwrite=False, instead="") as folder:
                 card = trainer.final_card(trainer.history.test_accuracy, trainer.precision)
                 save_weights(folder / "model.safetensors", trainer.trained_model.state_dict(), card)
                 write_report(folder, f"Sprint of {self.preset}", trainer)

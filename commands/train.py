@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import PRESETS, InputError, Preset, TrainConfig, get_preset
+from learning.run_folder import Overwrite, remove_pages, run_folder
 from learning.weights import save_weights
 from utils import ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
@@ -165,7 +165,7 @@ class Train:
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
         if kept and kept["step"] != trainer.step:
-            remove(out, REPORT)  # of the weights that are now replaced
+            remove_pages(out, self.report)
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         write_json(out / "run.json", {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)})
         if history.kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -17,8 +18,10 @@ from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
 from learning.fitting import fit_to_data
+from learning.history import Observer, Observers
 from learning.inference import TrainedNetwork
 from learning.log import Log
+from learning.run_folder import Overwrite, run_folder
 from model import Net
 from training import Trainer
 from utils import network_card, random_states, restore_random_states, seed_everything
@@ -35,6 +38,7 @@ def fit(
     preset: str = "baseline",
     model: nn.Module | str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     verbose: bool = False,
     **settings: Any,
@@ -48,7 +52,8 @@ def fit(
         test: images and labels that are not trained on: the card then has the accuracy on them.
         preset: network and settings to start from; what few images need otherwise is chosen by their number, and said on stderr.
         model: your own network instead of the preset's: a module, which is trained in place, or FILE.py:CLASS.
-        out: folder for checkpoint.pt and log.csv; none where it is None.
+        out: folder for checkpoint.pt and log.csv, which no other training may write to meanwhile; none where it is None.
+        overwrite: remove the run that is in that folder, once the training starts. Without it, such a folder is refused.
         seed: seeds weights, order, augmentation and the validation split: on a CPU, the same seed gives the same network. Python's,
             NumPy's and torch's own generators are afterwards in the state that they were in before.
         verbose: print a line for each epoch.
@@ -67,7 +72,8 @@ def fit(
     base = replace(known.train, early_exit_accuracy=None, cycles=1, workers=0)
     config = fit_to_data(replace(base, seed=seed, **settings), dataset, tuple(settings))
     states = random_states()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(restore_random_states, states)
         seed_everything(seed)
         about: dict[str, Any] = {"preset": preset}
         net: dict[str, Any] = {}
@@ -84,19 +90,20 @@ def fit(
                 about |= own.card(f"{inspect.getfile(type(model))}:{name}")
             except (TypeError, OSError) as error:  # a class of an interactive session
                 raise InputError(f"{name} is in no file: its weights could never be loaded again; write it to one") from error
-        folder = Path(out) if out else None
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        folder, observers = Path(out) if out else None, list[Observer]()
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(model, dataset, config, folder, card=card, observer=Log(folder) if verbose or folder else None)
+            inputs = list(map(Path, config.teacher))
+            stack.enter_context(run_folder(folder, folder, dataset.name, False, overwrite, inputs, "overwrite=True or another out"))
+            observers += [Overwrite(folder)] if overwrite else []
+        observers += [Log(folder)] if verbose or folder else []
+        trainer = Trainer(model, dataset, config, folder, card=card, observer=Observers(*observers))
         trainer.fit()
         accuracy = trainer.evaluate(dataset.test, torch.float32)[1] if test else None
         trained = TrainedNetwork(
             trainer.trained_model, trainer.final_card(accuracy, torch.float32), trainer.device, trainer.precision
         )
         return Network(trained)
-    finally:
-        restore_random_states(states)
 
 
 def _dataset(

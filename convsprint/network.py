@@ -70,15 +70,19 @@ class Network:
             raise InputError(f"there are {len(found)} images and {len(labels)} labels")
         return float((found == numbers).mean())
 
-    def save(self, path: str | Path) -> None:
-        """Write a .safetensors file that `load` and the command line read, and its card beside it.
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a .safetensors file that `load` and the command line read, and its card beside it, as .json.
 
-        Raises InputError where the name has another ending, or the folder is missing or cannot be written.
+        Raises InputError where the name has another ending, one of the files exists and `overwrite` is False, or the folder is
+        missing or cannot be written.
         """
         if Path(path).suffix != ".safetensors":
             raise InputError(f"{path}: the name of a file of weights ends in .safetensors")
         if not Path(path).parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
+        for file in (Path(path), Path(path).with_suffix(".json")):
+            if file.exists() and not overwrite:
+                raise InputError(f"{file} exists: pass overwrite=True to replace it, or another name")
         save_weights(Path(path), self.module.state_dict(), self.card)
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:

@@ -130,6 +130,31 @@ def test_a_missing_folder_is_not_made(network, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_there_is_replaced_only_when_asked(network, colours, tmp_path, capsys):
+    def fit(**more) -> convsprint.Network:
+        return convsprint.fit(*colours, model=Tiny(3), epochs=1, out=tmp_path / "run", **more)
+
+    fit()
+    for name in ("run.json", "model.onnx"):
+        (tmp_path / "run" / name).write_text("of that run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(convsprint.InputError, match="run holds a run: pass overwrite=True or another out$"):
+        fit(seed=1)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    fit(seed=1, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "log.csv", "model.onnx"]
+    assert "model.onnx in" in capsys.readouterr().err
+
+    for taken in ("w.safetensors", "w.json"):
+        (tmp_path / taken).write_text("another's")
+        with pytest.raises(convsprint.InputError, match=f"{taken} exists: pass overwrite=True"):
+            network.save(tmp_path / "w.safetensors")
+        assert (tmp_path / taken).read_text() == "another's"
+        (tmp_path / taken).unlink()
+    network.save(tmp_path / "w.safetensors")
+    network.save(tmp_path / "w.safetensors", overwrite=True)
+
+
 def test_seeds_are_as_documented(colours):
     images, labels = colours
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
