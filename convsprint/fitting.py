@@ -17,7 +17,7 @@ from config import InputError, TrainConfig, get_preset
 from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
-from learning.fitting import fit_to_data
+from learning.fitting import demand_consistent, fit_to_data
 from learning.history import Observer, Observers
 from learning.inference import TrainedNetwork
 from learning.log import Log
@@ -67,10 +67,13 @@ def fit(
         raise InputError("test must be a pair: images and labels")
     dataset = _dataset(images, labels, classes, test)
     known = get_preset(preset)
+    given = tuple(settings)
     if "epochs" in settings and "steps" not in settings:
         settings["steps"] = 0
     base = replace(known.train, early_exit_accuracy=None, cycles=1, workers=0)
-    config = fit_to_data(replace(base, seed=seed, **settings), dataset, tuple(settings))
+    config = replace(base, seed=seed, **settings)
+    demand_consistent(config, given, dataset.name)
+    config = fit_to_data(config, dataset, given)
     states = random_states()
     with contextlib.ExitStack() as stack:
         stack.callback(restore_random_states, states)
@@ -115,13 +118,14 @@ def _dataset(
     train = _split("images", images, labels)
     if classes is not None and len(set(classes)) != len(classes):
         raise InputError("two classes have the same name")
-    count = len(classes) if classes is not None else int(train.labels.max()) + 1
+    count = len(classes) if classes is not None else len(np.unique(train.labels))
     held = _split("the test images", *test) if test else Split(train.images[:0], train.labels[:0])
     if held.images.shape[1:] != train.images.shape[1:]:
         raise InputError(f"the test images have shape {held.images.shape[1:]}, the others {train.images.shape[1:]}")
     for split in (train, held):
         if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() < count:
-            raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}")
+            mend = "; pass np.unique(labels, return_inverse=True)[1]" if split is train and classes is None else ""
+            raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}{mend}")
     if count < 2 or len(np.unique(train.labels)) < 2:
         raise InputError("there is one class only: a data set requires two or more")
     names = tuple(map(str, classes if classes is not None else range(count)))
@@ -137,5 +141,8 @@ def _split(what: str, images: np.ndarray, labels: np.ndarray | Sequence[int]) ->
             + ("; pass images.transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] in (1, 3, 4) else "")
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers")
+        mend = ""
+        if labels.shape == (len(images),) and labels.dtype.kind in "OUS":
+            mend = "; fix them with classes, labels = np.unique(labels, return_inverse=True) and pass classes too"
+        raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers{mend}")
     return Split(np.ascontiguousarray(images if images.ndim == 4 else images[..., None]), labels.astype(np.int64))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from config import InputError
+from images.arrays import MIN_SIDE
 from images.files import prepare, read_image
 from learning.inference import TrainedNetwork
 from learning.weights import save_weights
@@ -96,6 +97,11 @@ class Network:
         is_one = (
             is_one or isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] in (1, 3, 4))
         )
+        if isinstance(images, np.ndarray) and images.ndim == 3 and not is_one and 0 < min(images.shape[1:]) < MIN_SIDE:
+            raise InputError(
+                f"an array of shape {images.shape} is no image, which has 1, 3 or 4 channels, and images (N, H, W) of it are "
+                f"smaller than {MIN_SIDE} pixels: pass list(array) if they are meant so"
+            )
         several = cast(Sequence[ImageLike], [images] if is_one else images)
         every = [self._image(image, channels, height, width) for image in several]
         return np.stack(every) if every else np.empty((0, height, width, channels), np.uint8)

@@ -38,7 +38,28 @@ FITTED = (
 )
 """The fields that `fit_to_data` may change."""
 
+PART_OF = {
+    "flip": "augment",
+    "shift_scale_rotate": "augment",
+    "dropout": "augment",
+    "temperature": "teacher",
+    "teacher_weight": "teacher",
+    "early_exit_margin": "early_exit_accuracy",
+}
+"""Fields that change nothing where another one is off."""
+
 Value = TypeVar("Value", int, float, bool)
+
+
+def demand_consistent(config: TrainConfig, given: Collection[str], dataset_name: str) -> None:
+    """Raise InputError where the fields that the user set, `given`, contradict each other or mean nothing for the data set."""
+    if {"epochs", "steps"} <= {*given}:
+        raise InputError("epochs and steps are two ways to say the budget: name one of them")
+    for name, whole in PART_OF.items():
+        if name in given and getattr(config, name) and not getattr(config, whole):
+            raise InputError(f"{name} means nothing without {whole}, which is off: set {whole} too, or leave out {name}")
+    if config.image_size and "image_size" in given and not dataset_name.startswith("folder:"):
+        raise InputError(f"image_size is for folder:PATH alone: the images of {dataset_name} keep their size")
 
 
 def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] | None = None) -> TrainConfig:

@@ -202,6 +202,13 @@ def test_a_module_of_the_users_own(colours, tmp_path, capsys):
         ({"max_lr": -1}, "max_lr"),
         ({"epochs": "x"}, "epochs is x: it must be a number"),
         ({"bogus": 1}, "unknown setting bogus"),
+        ({"steps": 4}, "epochs and steps are two ways"),
+        ({"augment": 0.0, "flip": True}, "flip means nothing without augment"),
+        ({"temperature": 3.0}, "temperature means nothing without teacher"),
+        ({"image_size": 64}, "image_size is for folder:PATH alone"),
+        ({"labels": np.arange(60) % 3 - 1}, r"from -1 to 1: they must be 0 to 2; pass np.unique\("),
+        ({"labels": np.arange(60) % 2 * 2}, "from 0 to 2: they must be 0 to 1; pass"),
+        ({"labels": np.array(["a", "b", "c"], object)[np.arange(60) % 3]}, "fix them with classes, labels = np.unique"),
         ({"classes": ["a", "a", "b"]}, "same name"),
         ({"test": (np.zeros((5, 40, 40, 3), np.uint8),)}, "must be a pair"),
         ({"model": nn.Flatten()}, "no parameters to train"),
@@ -218,6 +225,10 @@ def test_labels_that_are_none_of_the_classes_are_refused(colours):
     for wrong in ([7] * 60, ["red"] * 60, [-1] * 60):
         with pytest.raises(convsprint.InputError, match="whole numbers from 0 to 2"):
             network.evaluate(images, wrong)
+    for unclear in (images[0, ..., :1].repeat(5, 2), images[:4, :5, :, 0]):
+        with pytest.raises(convsprint.InputError, match=r"no image.*smaller than 28 pixels: pass list\(array\)"):
+            network.predict(unclear)
+        assert len(network.predict(list(unclear))) == len(unclear)
     for nothing in (None, 5, np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(convsprint.InputError, match="is no image"):
             network.predict(nothing)
