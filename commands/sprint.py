@@ -20,7 +20,7 @@ import tyro
 from commands import STARTED
 from commands.shared import network_class, silence, write_report
 from config import InputError, get_preset
-from learning.run_folder import data_place, run_folder
+from learning.run_folder import data_place, run_folder, say_exported
 from learning.weights import save_weights
 from utils import (
     ROOT,
@@ -136,7 +136,7 @@ def run_once(
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
-    from learning.fitting import fit_to_data, say_missing_classes
+    from learning.fitting import fit_to_data, say_limits
     from learning.log import Log
     from training import Trainer
 
@@ -148,16 +148,21 @@ def run_once(
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
     trainer = Trainer(model, dataset, config, card=card, observer=Log())
-    say_missing_classes(dataset, trainer.val_split)
+    say_limits(dataset, trainer.val_split)
     history = trainer.fit()
 
     path = weights_path(f"{preset_name}-{dataset.file_name}", dataset.name)
+    is_replaced = path.exists()
     save_weights(path, trainer.trained_model.state_dict(), trainer.final_card(history.test_accuracy, trainer.precision))
     passes = f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}"
     print(
         f"{'reached' if history.reached else 'NOT reached'} {target:.1%} on {dataset.name} in {history.total_seconds:.2f} s: "
         f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, {passes}, weights in {path}"
+        + " (those of an earlier sprint are replaced)"
+        * is_replaced
     )
+    if is_replaced:
+        say_exported(path.parent, f"{path.stem}.*")
     entry = {
         "seed": seed,
         "reached": history.reached,

@@ -76,10 +76,12 @@ class Train:
             raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
         from images import data
         from learning import distributed
+        from learning.fitting import demand_consistent
 
         set_threads(self.threads)
         with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
             name = data.resolve_auto(self.dataset, self.data_dir)
+            demand_consistent(self.config, self.given, name)
             out = default = ROOT / "runs" / f"{self.called}-{data.file_name(name)}"
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
@@ -101,7 +103,8 @@ class Train:
         from images import data
         from learning import checkpoint, distributed, own
         from learning.checkpoint import BUDGET
-        from learning.fitting import FITTED, demand_fits, fit_to_data, say_missing_classes
+        from learning.distillation import demand_teaches, load_teacher
+        from learning.fitting import FITTED, demand_fits, fit_to_data, say_limits
         from learning.history import Observer, Observers
         from learning.log import Log
         from training import Trainer
@@ -111,24 +114,31 @@ class Train:
         kept = checkpoint.read(out / "checkpoint.pt") if self.resume else None
         start = load_start(self.init, self.model) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
-        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
-        with distributed.main_first():
-            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
         is_trained = bool(start) or "init" in before
         config = dataclasses.replace(self.config, whiten_images=0) if is_trained else self.config
         if kept:  # what was fitted to the data stays as it was, whatever the rules are now
             budget = () if {*BUDGET} & {*self.given} else BUDGET
             same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
             config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
+            checkpoint.demand_same_config(out / "checkpoint.pt", kept, config)
+        teachers = [load_teacher(Path(path), torch.device("cpu")) for path in config.teacher]
+        spec = self.model or before.get("model")
+        seed_everything(config.seed)  # the user's file may make weights when it is run
+        found = own.find(spec) if spec else None
+        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
+        with distributed.main_first():
+            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
+        for path, teacher in teachers:
+            demand_teaches(path, teacher.card, dataset.classes, dataset.num_channels)
+        if kept:
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
         seed_everything(config.seed)
         about = {"preset": self.preset}
-        spec = self.model or before.get("model")
         if spec:
             net: dict[str, Any] = {}
-            model = own.build(spec, dataset)
+            model = own.build(spec, dataset, found)
             about |= own.card(spec)
         else:
             net = before["net"] if is_trained else preset.net
@@ -138,8 +148,9 @@ class Train:
         if is_trained:
             about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
         try:
-            print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+            table = summary(model, dataset.num_channels, dataset.image_size)
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
+            table = ""
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
         board, observer = None, Observer()
         if distributed.is_main():
@@ -153,7 +164,10 @@ class Train:
             observer = Observers(*observers)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
-        say_missing_classes(dataset, trainer.val_split)
+        if kept:
+            checkpoint.demand_same_data(out / "checkpoint.pt", kept, trainer.card)
+        print(table, flush=True)  # now that nothing is known to be wrong
+        say_limits(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
         with board or contextlib.nullcontext():
             history = trainer.fit(self.resume)

@@ -25,6 +25,8 @@ SHARE_OF_VALIDATION = 10
 """One in so many training images, at most, is a validation image."""
 AVERAGED_SHARE = 8
 """The weights are averaged over the last one in so many steps, at most."""
+FEW = 30
+"""Images on which an accuracy is rough, if they are fewer."""
 FITTED = (
     "val_images",
     "batch_size",
@@ -134,6 +136,8 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
     if not (config.augment and config.flip):
         texts.pop("flip")
     changed = {name: text for name, text in texts.items() if getattr(config, name) != getattr(fitted, name)}
+    if not (fitted.val_images or dataset.val or "val_images" in changed):
+        print("note: no validation images: the training images stand in, whose accuracy says little", file=sys.stderr)
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed if not (dataset.val and name == "val_images"))
         print(
@@ -143,8 +147,20 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         )
 
 
-def say_missing_classes(dataset: ImageDataset, val_split: Split) -> None:
-    """List on stderr the classes that have no test or no validation image, of which the accuracy therefore says nothing."""
+def say_limits(dataset: ImageDataset, val_split: Split) -> None:
+    """Say on stderr what the accuracies leave open: classes that have no test or no validation image, and splits of few images."""
+    few = {
+        part: len(split.labels)
+        for part, split in (("validation", val_split), ("test", dataset.test))
+        if split is not dataset.train and 0 < len(split.labels) < FEW
+    }
+    if few:
+        counts, points = ([f"{value:,.3g}" for value in values] for values in (few.values(), (100 / n for n in few.values())))
+        numbers = " and ".join(f"{count} {part}" for count, part in zip(counts, few, strict=True))
+        print(
+            f"note: only {numbers} images: accuracies on them are rough, one image is worth {' and '.join(points)} points",
+            file=sys.stderr,
+        )
     for part, split in (("test", dataset.test), ("validation", val_split)):
         there = set(split.labels.tolist())
         missing = [name for label, name in enumerate(dataset.classes) if label not in there]

@@ -106,9 +106,9 @@ def remove_pages(folder: Path, is_shown_anew: bool) -> None:
     say_exported(folder)
 
 
-def say_exported(folder: Path) -> None:
-    """Say on stderr which exported files in `folder` are of weights that are replaced: they are the user's and stay."""
-    exported = sorted(path.name for path in folder.iterdir() if path.suffix in EXPORTED)
+def say_exported(folder: Path, pattern: str = "*") -> None:
+    """Say on stderr which exported files of such names in `folder` are of replaced weights: they are the user's and stay."""
+    exported = sorted(path.name for path in folder.glob(pattern) if path.suffix in EXPORTED)
     if exported:
         print(f"note: {', '.join(exported)} in {folder} stay as they are, of the earlier weights: export again", file=sys.stderr)
 

@@ -47,7 +47,8 @@ class Evaluate:
 class Predict:
     """Print the most probable classes of images; without images, the accuracy of the weights on their test split.
 
-    Exit status: 0 all images predicted, 1 some images could not be read (the others are predicted), 2 bad input, 130 interrupted.
+    Exit status: 0 all images predicted, 1 some images are missing or could not be read (the others are predicted), 2 bad input
+    (paths that are all missing, for example), 130 interrupted.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()

@@ -45,7 +45,8 @@ def show_files(
     explain: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, else 0.
+    """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, 2 if they hold no
+    file to predict, else 0.
 
     Each fault is named on stderr, and what was changed in images is summed up there. With `explain`, a picture of the evidence
     for the first class is written beside each image. Raises InputError where the network cannot be explained, or there is such a
@@ -104,7 +105,7 @@ def show_files(
         print(f"note: {pictures} written beside the images, with {EXPLANATION} after their names", file=sys.stderr)
     if sheet and on_sheet:
         write_sheet(sheet, on_sheet)
-    return 1 if faults else 0
+    return (1 if paths else 2) if faults else 0
 
 
 def _explanation_of(path: Path) -> Path:

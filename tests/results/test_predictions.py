@@ -241,3 +241,10 @@ def test_find_images_takes_named_files_as_they_are(tmp_path, capsys):
 
 def test_names_are_shown_on_one_line():
     assert printable("a\nb\x1b[31m\udcff é.png") == "a\\nb\\x1b[31m\\udcff é.png"
+
+
+def test_paths_that_are_all_missing_are_bad_input(weights, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run_main("predict", tmp_path / "none.jpg", tmp_path / "empty", "--weights", weights)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "there is no file or folder" in result.stderr and "holds no image" in result.stderr
