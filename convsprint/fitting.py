@@ -17,7 +17,7 @@ from config import InputError, TrainConfig, get_preset
 from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
-from learning.fitting import demand_consistent, fit_to_data
+from learning.fitting import demand_consistent, fit_to_data, say_limits
 from learning.history import Observer, Observers
 from learning.inference import TrainedNetwork
 from learning.log import Log
@@ -101,6 +101,7 @@ def fit(
             observers += [Overwrite(folder)] if overwrite else []
         observers += [Log(folder)] if verbose or folder else []
         trainer = Trainer(model, dataset, config, folder, card=card, observer=Observers(*observers))
+        say_limits(dataset, trainer.val_split)
         trainer.fit()
         accuracy = trainer.evaluate(dataset.test, torch.float32)[1] if test else None
         trained = TrainedNetwork(

@@ -164,5 +164,5 @@ def say_limits(dataset: ImageDataset, val_split: Split) -> None:
     for part, split in (("test", dataset.test), ("validation", val_split)):
         there = set(split.labels.tolist())
         missing = [name for label, name in enumerate(dataset.classes) if label not in there]
-        if missing:
+        if there and missing:
             print(f"note: no {part} image of {some_of(missing)}: the {part} accuracy says nothing of them", file=sys.stderr)

@@ -251,3 +251,29 @@ def test_a_second_sprint_says_what_it_replaces(trained, tmp_path, monkeypatch, c
         (tmp_path / "weights" / "sprint-photos.onnx").touch()
         (tmp_path / "weights" / "other.onnx").touch()
     assert "--overwrite" not in errors and "other.onnx" not in errors  # sprint has no such option
+
+
+def test_an_old_checkpoint_keeps_the_order_of_its_classes(tmp_path, monkeypatch, capsys):
+    from images import own_images
+
+    photos = write_colours(tmp_path / "photos", 6, ("green", "red"))
+    for old, new in (("green", "10"), ("red", "9")):
+        (photos / old).rename(photos / new)
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--dataset", "folder:photos", "--steps", 12, "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(own_images, "natural", str)  # as it was once
+        assert run(*command) == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["card"]["classes"] == ["10", "9"]
+    capsys.readouterr()
+    assert run(*command, "--resume", "--steps", 16) == 0
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["card"]["classes"] == ["10", "9"] and state["step"] == 16
+    assert run("evaluate", "--weights", "run/model.safetensors") == 0
+    output = capsys.readouterr().out
+    accuracy = load_weights(tmp_path / "run" / "model.safetensors")[1]["test_accuracy"]
+    assert f"accuracy {accuracy:.2%}" in output.splitlines()[-1]
+    photos.rename(tmp_path / "moved")
+    for command in (("evaluate", "--weights"), ("export",)):
+        assert run(*command, "run/model.safetensors") == 2
+        assert "trained on folder:photos, which is not here: say what to evaluate on with --dataset" in capsys.readouterr().err
