@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -80,8 +81,16 @@ def parse_one_of(
             is_text = [bool(set(line) - set("─╰╯-")) for line in text]
             start = is_text.index(True)
             end = is_text.index(False, start)
-            raise InputError(" ".join(text[start:end])) from None
+            raise InputError(_said_once(" ".join(text[start:end]))) from None
         raise
+
+
+def _said_once(complaint: str) -> str:
+    """A complaint of tyro about several options, each with the command that it was given to, which is then named once."""
+    programs = re.findall(r" \(applied to [^()]+\)", complaint)
+    if len(set(programs)) != 1:
+        return complaint
+    return complaint.replace(programs[0], "") + programs[0].replace("applied to", "given to")
 
 
 def main(arguments: list[str]) -> int:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from commands import STARTED
-from commands.run_folder import data_place, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError
 from learning.presets import get_preset
+from learning.run_folder import data_place, run_folder, say_exported
 from learning.weights import save_weights
 from utils import (
     ROOT,
@@ -121,7 +121,7 @@ class Sprint:
             write_json(self.json, make_record(dataset, self.preset, target, [run]))
         if self.report:
             default = ROOT / "runs" / f"{self.preset}-{trainer.dataset.file_name}"
-            with run_folder(default, None, dataset, resume=False, overwrite=False) as folder:
+            with run_folder(default, None, dataset, resume=False, overwrite=False, instead="") as folder:
                 card = trainer.final_card(trainer.history.test_accuracy, trainer.precision)
                 save_weights(folder / "model.safetensors", trainer.trained_model.state_dict(), card)
                 write_report(folder, f"Sprint of {self.preset}", trainer)
@@ -137,7 +137,7 @@ def run_once(
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
-    from learning.fitting import fit_to_data, say_missing_classes
+    from learning.fitting import fit_to_data, say_limits
     from learning.log import Log
     from training import Trainer
 
@@ -149,16 +149,21 @@ def run_once(
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
     trainer = Trainer(model, dataset, config, card=card, observer=Log())
-    say_missing_classes(dataset, trainer.val_split)
+    say_limits(dataset, trainer.val_split)
     history = trainer.fit()
 
     path = weights_path(f"{preset_name}-{dataset.file_name}", dataset.name)
+    is_replaced = path.exists()
     save_weights(path, trainer.trained_model.state_dict(), trainer.final_card(history.test_accuracy, trainer.precision))
     passes = f"{history.test_passes} test pass{'' if history.test_passes == 1 else 'es'}"
     print(
         f"{'reached' if history.reached else 'NOT reached'} {target:.1%} on {dataset.name} in {history.total_seconds:.2f} s: "
         f"test accuracy {history.test_accuracy:.2%}, {history.images_seen:,} images seen, {passes}, weights in {path}"
+        + " (those of an earlier sprint are replaced)"
+        * is_replaced
     )
+    if is_replaced:
+        say_exported(path.parent, f"{path.stem}.*")
     entry = {
         "seed": seed,
         "reached": history.reached,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from commands.lr_find import KeepCurve, find
-from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError, TrainConfig
 from learning.presets import PRESETS, Preset, get_preset
+from learning.run_folder import Overwrite, remove_pages, run_folder
 from learning.weights import save_weights
 from utils import ASSIGNMENT, NOTES, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
@@ -88,6 +88,7 @@ class Train:
             raise InputError("torch.compile does not take the convolution by hand: leave out --compile or --conv by-hand")
         from images import data
         from learning import distributed
+        from learning.fitting import demand_consistent
 
         words = []
         if self.notes:
@@ -103,6 +104,7 @@ class Train:
         with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
             wanted = rules.dataset if rules and rules.dataset and self.dataset == "auto" else self.dataset
             name = data.resolve_auto(wanted, self.data_dir)
+            demand_consistent(self.config, self.given, name)
             out = default = ROOT / "runs" / f"{self.called}-{data.file_name(name)}"
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
@@ -124,7 +126,8 @@ class Train:
         from images import data
         from learning import checkpoint, distributed, own
         from learning.checkpoint import BUDGET
-        from learning.fitting import FITTED, demand_fits, fit_to_data, say_missing_classes
+        from learning.distillation import demand_teaches, load_teacher
+        from learning.fitting import FITTED, demand_fits, fit_to_data, say_limits
         from learning.history import Observer, Observers
         from learning.log import Log
         from training import Trainer
@@ -134,15 +137,23 @@ class Train:
         kept = checkpoint.read(out / "checkpoint.pt") if self.resume else None
         start = load_start(self.init, self.model) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
-        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
-        with distributed.main_first():
-            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
         is_trained = bool(start) or "init" in before
         config = dataclasses.replace(self.config, whiten_images=0) if is_trained else self.config
         if kept:  # what was fitted to the data stays as it was, whatever the rules are now
             budget = () if {*BUDGET} & {*self.given} else BUDGET
             same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
             config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
+            checkpoint.demand_same_config(out / "checkpoint.pt", kept, config)
+        teachers = [load_teacher(Path(path), torch.device("cpu")) for path in config.teacher]
+        spec = self.model or before.get("model")
+        seed_everything(config.seed)  # the user's file may make weights when it is run
+        found = own.find(spec) if spec else None
+        side = before["image_size"][0] if before and "image_size" not in self.given else self.config.image_size
+        with distributed.main_first():
+            dataset = data.load(name, self.data_dir, side, self.skip_unreadable, before.get("classes", ()))
+        for path, teacher in teachers:
+            demand_teaches(path, teacher.card, dataset.classes, dataset.num_channels)
+        if kept:
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
@@ -150,10 +161,9 @@ class Train:
             config = dataclasses.replace(config, max_lr=kept["config"]["max_lr"])
         seed_everything(config.seed)
         about = {"preset": self.preset}
-        spec = self.model or before.get("model")
         if spec:
             net: dict[str, Any] = {}
-            model = own.build(spec, dataset)
+            model = own.build(spec, dataset, found)
             about |= own.card(spec)
         else:
             net = before["net"] if is_trained else preset.net
@@ -163,11 +173,10 @@ class Train:
         if is_trained:
             about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
         try:
-            print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+            table = summary(model, dataset.num_channels, dataset.image_size)
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
+            table = ""
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
-        if rules and distributed.is_main():
-            say_demands(rules, model, dataset, config)
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         curve = None
         if self.finds_max_lr and not kept:
@@ -186,7 +195,12 @@ class Train:
                 observers.append(board)
             observer = Observers(*observers)
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
-        say_missing_classes(dataset, trainer.val_split)
+        if kept:
+            checkpoint.demand_same_data(out / "checkpoint.pt", kept, trainer.card)
+        print(table, flush=True)  # now that nothing is known to be wrong
+        if rules and distributed.is_main():
+            say_demands(rules, model, dataset, config)
+        say_limits(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
         with board or contextlib.nullcontext():
             history = trainer.fit(self.resume)
@@ -198,7 +212,7 @@ class Train:
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
         if kept and kept["step"] != trainer.step:
-            remove(out, REPORT)  # of the weights that are now replaced
+            remove_pages(out, self.report)
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}
         write_json(out / "run.json", record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -16,10 +17,12 @@ from config import InputError, TrainConfig
 from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
-from learning.fitting import fit_to_data
+from learning.fitting import demand_consistent, fit_to_data, say_limits
+from learning.history import Observer, Observers
 from learning.inference import TrainedNetwork
 from learning.log import Log
 from learning.presets import get_preset
+from learning.run_folder import Overwrite, run_folder
 from model import Net
 from training import Trainer
 from utils import network_card, random_states, restore_random_states, seed_everything
@@ -36,6 +39,7 @@ def fit(
     preset: str = "baseline",
     model: nn.Module | str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     verbose: bool = False,
     **settings: Any,
@@ -49,7 +53,8 @@ def fit(
         test: images and labels that are not trained on: the card then has the accuracy on them.
         preset: network and settings to start from; what few images need otherwise is chosen by their number, and said on stderr.
         model: your own network instead of the preset's: a module, which is trained in place, or FILE.py:CLASS.
-        out: folder for checkpoint.pt and log.csv; none where it is None.
+        out: folder for checkpoint.pt and log.csv, which no other training may write to meanwhile; none where it is None.
+        overwrite: remove the run that is in that folder, once the training starts. Without it, such a folder is refused.
         seed: seeds weights, order, augmentation and the validation split: on a CPU, the same seed gives the same network. Python's,
             NumPy's and torch's own generators are afterwards in the state that they were in before.
         verbose: print a line for each epoch.
@@ -63,12 +68,16 @@ def fit(
         raise InputError("test must be a pair: images and labels")
     dataset = _dataset(images, labels, classes, test)
     known = get_preset(preset)
+    given = tuple(settings)
     if "epochs" in settings and "steps" not in settings:
         settings["steps"] = 0
     base = replace(known.train, early_exit_accuracy=None, cycles=1, workers=0)
-    config = fit_to_data(replace(base, seed=seed, **settings), dataset, tuple(settings))
+    config = replace(base, seed=seed, **settings)
+    demand_consistent(config, given, dataset.name)
+    config = fit_to_data(config, dataset, given)
     states = random_states()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(restore_random_states, states)
         seed_everything(seed)
         about: dict[str, Any] = {"preset": preset}
         net: dict[str, Any] = {}
@@ -85,19 +94,21 @@ def fit(
                 about |= own.card(f"{inspect.getfile(type(model))}:{name}")
             except (TypeError, OSError) as error:  # a class of an interactive session
                 raise InputError(f"{name} is in no file: its weights could never be loaded again; write it to one") from error
-        folder = Path(out) if out else None
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        folder, observers = Path(out) if out else None, list[Observer]()
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(model, dataset, config, folder, card=card, observer=Log(folder) if verbose or folder else None)
+            inputs = list(map(Path, config.teacher))
+            stack.enter_context(run_folder(folder, folder, dataset.name, False, overwrite, inputs, "overwrite=True or another out"))
+            observers += [Overwrite(folder)] if overwrite else []
+        observers += [Log(folder)] if verbose or folder else []
+        trainer = Trainer(model, dataset, config, folder, card=card, observer=Observers(*observers))
+        say_limits(dataset, trainer.val_split)
         trainer.fit()
         accuracy = trainer.evaluate(dataset.test, torch.float32)[1] if test else None
         trained = TrainedNetwork(
             trainer.trained_model, trainer.final_card(accuracy, torch.float32), trainer.device, trainer.precision
         )
         return Network(trained)
-    finally:
-        restore_random_states(states)
 
 
 def _dataset(
@@ -109,13 +120,14 @@ def _dataset(
     train = _split("images", images, labels)
     if classes is not None and len(set(classes)) != len(classes):
         raise InputError("two classes have the same name")
-    count = len(classes) if classes is not None else int(train.labels.max()) + 1
+    count = len(classes) if classes is not None else len(np.unique(train.labels))
     held = _split("the test images", *test) if test else Split(train.images[:0], train.labels[:0])
     if held.images.shape[1:] != train.images.shape[1:]:
         raise InputError(f"the test images have shape {held.images.shape[1:]}, the others {train.images.shape[1:]}")
     for split in (train, held):
         if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() < count:
-            raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}")
+            mend = "; pass np.unique(labels, return_inverse=True)[1]" if split is train and classes is None else ""
+            raise InputError(f"labels go from {split.labels.min()} to {split.labels.max()}: they must be 0 to {count - 1}{mend}")
     if count < 2 or len(np.unique(train.labels)) < 2:
         raise InputError("there is one class only: a data set requires two or more")
     names = tuple(map(str, classes if classes is not None else range(count)))
@@ -131,5 +143,8 @@ def _split(what: str, images: np.ndarray, labels: np.ndarray | Sequence[int]) ->
             + ("; pass images.transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] in (1, 3, 4) else "")
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers")
+        mend = ""
+        if labels.shape == (len(images),) and labels.dtype.kind in "OUS":
+            mend = "; fix them with classes, labels = np.unique(labels, return_inverse=True) and pass classes too"
+        raise InputError(f"labels of shape {labels.shape} and type {labels.dtype}: they must be {len(images)} integers{mend}")
     return Split(np.ascontiguousarray(images if images.ndim == 4 else images[..., None]), labels.astype(np.int64))

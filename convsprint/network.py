@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from config import InputError
+from images.arrays import MIN_SIDE
 from images.files import prepare, read_image
 from learning.inference import TrainedNetwork
 from learning.weights import save_weights
@@ -70,15 +71,19 @@ class Network:
             raise InputError(f"there are {len(found)} images and {len(labels)} labels")
         return float((found == numbers).mean())
 
-    def save(self, path: str | Path) -> None:
-        """Write a .safetensors file that `load` and the command line read, and its card beside it.
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a .safetensors file that `load` and the command line read, and its card beside it, as .json.
 
-        Raises InputError where the name has another ending, or the folder is missing or cannot be written.
+        Raises InputError where the name has another ending, one of the files exists and `overwrite` is False, or the folder is
+        missing or cannot be written.
         """
         if Path(path).suffix != ".safetensors":
             raise InputError(f"{path}: the name of a file of weights ends in .safetensors")
         if not Path(path).parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
+        for file in (Path(path), Path(path).with_suffix(".json")):
+            if file.exists() and not overwrite:
+                raise InputError(f"{file} exists: pass overwrite=True to replace it, or another name")
         save_weights(Path(path), self.module.state_dict(), self.card)
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
@@ -92,6 +97,11 @@ class Network:
         is_one = (
             is_one or isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] in (1, 3, 4))
         )
+        if isinstance(images, np.ndarray) and images.ndim == 3 and not is_one and 0 < min(images.shape[1:]) < MIN_SIDE:
+            raise InputError(
+                f"an array of shape {images.shape} is no image, which has 1, 3 or 4 channels, and images (N, H, W) of it are "
+                f"smaller than {MIN_SIDE} pixels: pass list(array) if they are meant so"
+            )
         several = cast(Sequence[ImageLike], [images] if is_one else images)
         every = [self._image(image, channels, height, width) for image in several]
         return np.stack(every) if every else np.empty((0, height, width, channels), np.uint8)

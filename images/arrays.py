@@ -17,6 +17,7 @@ from utils import demand_regular_file, memory
 
 MIN_SIDE = 28  # pixels: the network takes no smaller images
 NEEDED = ("train_x", "train_y", "test_x", "test_y")
+KNOWN = (*NEEDED, "val_x", "val_y", "classes")
 
 
 def load_npz(path: Path) -> ImageDataset:
@@ -26,11 +27,13 @@ def load_npz(path: Path) -> ImageDataset:
     W). Raises InputError where an array is missing or has another type or shape than that.
     """
     arrays = _read(path)
-    parts = ["train", "val", "test"] if "val_x" in arrays and "val_y" in arrays else ["train", "test"]
+    parts = ["train", "val", "test"] if "val_x" in arrays else ["train", "test"]
     for part in parts:
         arrays[f"{part}_y"] = _one_label_each(path, f"{part}_y", arrays[f"{part}_y"])
         arrays[f"{part}_x"] = _channels_last(path, f"{part}_x", arrays[f"{part}_x"])
     names = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
+    if twice := sorted({name for name in names or () if names and names.count(name) > 1}, key=natural):
+        raise InputError(f"{path}: two classes have the same name: {some_of(twice)}; give each in `classes` a name of its own")
     if arrays["train_y"].dtype.kind in "US":
         names = _number_strings(path, arrays, parts, names)
     for part in parts:
@@ -39,8 +42,8 @@ def load_npz(path: Path) -> ImageDataset:
             whole = labels.dtype.kind == "f" and labels.size and (labels % 1 == 0).all()
             mend = f"; fix it with {part}_y = {part}_y.astype(np.int64)" if whole else ""
             raise InputError(f"{path}: {part}_y is {labels.dtype} of shape {labels.shape}, not a list of integers{mend}")
-    count = len(names) if names else _count_classes(path, arrays["train_y"])
-    splits = {part: _check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count) for part in parts}
+    count = len(names) if names else _count_classes(path, arrays["train_y"], parts)
+    splits = {part: _check_arrays(path, part, arrays[f"{part}_x"], arrays[f"{part}_y"], count, parts) for part in parts}
     for part in parts[1:]:
         if splits[part].images.shape[1:] != splits["train"].images.shape[1:]:
             raise InputError(f"{path}: the images of train_x and {part}_x differ in size or channels")
@@ -55,15 +58,21 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         _demand_honest_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.ascontiguousarray(file[name]) for name in file.files}
+            there = file.files
+            arrays = {name: np.ascontiguousarray(file[name]) for name in there if name in KNOWN}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or 'not an .npz file'}") from error
     except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise InputError(f"{path} is damaged or not an .npz file of plain arrays") from error
     missing = [name for name in NEEDED if name not in arrays]
+    found = f" (there are {some_of(sorted(there))})" if there else ""
     if missing:
-        found = f" (there are {some_of(sorted(arrays))})" if arrays else ""
         raise InputError(f"{path} has no array {' and no '.join(missing)}: it needs {', '.join(NEEDED)}{found}")
+    for name, other in (("val_x", "val_y"), ("val_y", "val_x")):
+        if name in arrays and other not in arrays:
+            raise InputError(f"{path} has an array {name} and no {other}: the validation split needs both, or neither{found}")
+    if unknown := sorted(set(there) - set(KNOWN), key=natural):
+        _note(path, f"not used: {some_of(unknown)}; known arrays are {', '.join(KNOWN)}")
     return arrays
 
 
@@ -79,6 +88,12 @@ def _demand_honest_sizes(path: Path) -> None:
                 version = np.lib.format.read_magic(file)
                 read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read_header(file)
+                name = member.filename.removesuffix(".npy")
+                if dtype.hasobject and name in KNOWN:
+                    raise InputError(
+                        f"{path}: {name} is an array of Python objects, which cannot be read without running what is in the file: "
+                        f"fix it with {name} = np.array({name}.tolist())"
+                    )
                 size = math.prod(shape) * dtype.itemsize
                 if size + file.tell() != member.file_size and not dtype.hasobject:
                     raise InputError(f"{path} is damaged: {member.filename} says it has {size:,} bytes and it has not")
@@ -129,28 +144,33 @@ def _number_strings(path: Path, arrays: dict, parts: list[str], names: tuple[str
     return names
 
 
-def _count_classes(path: Path, labels: np.ndarray) -> int:
+def _count_classes(path: Path, labels: np.ndarray, parts: list[str]) -> int:
     """The number of classes that have no names. Raises InputError where the labels do not count up from 0 without a gap."""
     values = np.unique(labels)
     lowest, highest = int(values[0]), int(values[-1])
-    if lowest < 0:
-        return max(0, highest) + 1  # they are refused with those of the other splits
-    if highest == len(values) - 1:
+    if (lowest, highest) == (0, len(values) - 1):
         return len(values)
-    gap = lowest == 0 or highest - lowest + 1 > len(values)
+    others = "".join(f"; {part}_y = np.searchsorted(classes, {part}_y)" for part in parts[1:])
     raise InputError(
         f"{path}: train_y has {len(values)} different labels from {lowest} to {highest}, not 0 to {len(values) - 1}"
-        f"{', more classes than images' * (highest >= len(labels))}: "
+        f"{', more classes than images' * (highest >= len(labels))}: fix them with "
         + (
-            "fix them with classes, train_y = np.unique(train_y, return_inverse=True); test_y = np.searchsorted(classes, test_y)"
-            if gap
-            else f"fix them with train_y, test_y = train_y - {lowest}, test_y - {lowest}"
+            f"classes, train_y = np.unique(train_y, return_inverse=True){others}"
+            if lowest == 0 or highest - lowest + 1 > len(values)
+            else _shifted(lowest, parts)
         )
-        + ", or add an array `classes` with the names of all"
+        + ", or add an array `classes` with the names of all" * (lowest >= 0)
     )
 
 
-def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+def _shifted(lowest: int, parts: list[str]) -> str:
+    """The line of NumPy after which the labels of all splits begin at 0."""
+    names = [f"{part}_y" for part in parts]
+    shift = f"- {lowest}" if lowest > 0 else f"+ {-lowest}"
+    return f"{', '.join(names)} = {', '.join(f'{name} {shift}' for name in names)}"
+
+
+def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int, parts: list[str]) -> Split:
     if images.dtype != np.uint8:
         raise InputError(f"{path}: {part}_x is {images.dtype}, not uint8 (0 to 255){_how_to_scale(f'{part}_x', images)}")
     if images.ndim not in (3, 4):
@@ -165,7 +185,9 @@ def _check_arrays(path: Path, part: str, images: np.ndarray, labels: np.ndarray,
     if len(images) != len(labels):
         raise InputError(f"{path}: {part}_x has {len(images)} images, {part}_y {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{path}: {part}_y has labels from {labels.min()} to {labels.max()}, not from 0 to {num_classes - 1}")
+        lowest, highest = int(labels.min()), int(labels.max())
+        mend = f"; fix them with {_shifted(lowest, parts)}" if part == "train" and highest - lowest == num_classes - 1 else ""
+        raise InputError(f"{path}: {part}_y has labels from {lowest} to {highest}, not from 0 to {num_classes - 1}{mend}")
     return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int64))
 
 

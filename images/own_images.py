@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Name of a folder, in lower case -> the split that it holds."""
+LIKE_SPLIT = re.compile(r"(.*[\W_])?(train(ing)?|test(ing)?|val(id(ation)?)?)\d*([\W_].*)?")
+"""Names, in lower case, that folders of splits have in the wild: test1, seg_train, train-images."""
 SIDES = (32, 48, 64)
 """Sides in pixels from which that of a data set is chosen: up to what one unit of the network's last maps sees, 66 pixels."""
 MEASURED = 200  # files whose size is looked at for that, at most
@@ -118,6 +121,7 @@ def find_splits(path: Path) -> dict[str, Path]:
         if len(with_classes) == len(folders) or not _holds_images(folder, deep=False):
             found.setdefault(SPLITS[folder.name.casefold()], []).append(folder)
     if not found:
+        _demand_no_flat_splits(path, folders)
         _demand_no_other_splits(path, folders)
         return {}
     names = f"{path} has the folders {some_of([folder.name for folder in folders])}"
@@ -143,6 +147,18 @@ def find_splits(path: Path) -> dict[str, Path]:
         splits["test"] = splits.pop("val")
         print(f"note: {path} has no test folder: {splits['test'].name} is the test split", file=sys.stderr)
     return splits
+
+
+def _demand_no_flat_splits(path: Path, folders: list[Path]) -> None:
+    """Raise InputError where all folders are called like splits and have images but no class folders: training on them would teach
+    a network to tell "train" from "test"."""
+    are_flat = bool(folders) and not any(map(_holds_images, (inner for folder in folders for inner in _subfolders(folder))))
+    if are_flat and all(LIKE_SPLIT.fullmatch(folder.name.casefold()) for folder in folders):
+        names = some_of([folder.name for folder in folders])
+        raise InputError(
+            f"{path}: the images in {names} lie in no class folders: sort them into {folders[0]}/CLASS and so on; if {names} "
+            "are the classes, give them other names"
+        )
 
 
 def _demand_no_other_splits(path: Path, folders: list[Path]) -> None:
@@ -231,7 +247,8 @@ def _read_splits(path: Path, files: dict[str, list[list[Path]]], side: int, skip
         _say_unreadable(path, len(places), [(places[i][2], error) for i, error in unreadable], skip_unreadable)
     if changed:
         print(
-            f"note: {changed} of {len(places) - len(unreadable)} images in {path} were brought to {side}x{side} RGB",
+            f"note: the images in {path} are used with {side}x{side} pixels in RGB, to which {changed} of "
+            f"{len(places) - len(unreadable)} were scaled or converted",
             file=sys.stderr,
         )
     is_gone = np.zeros(len(places), bool)
@@ -241,16 +258,29 @@ def _read_splits(path: Path, files: dict[str, list[list[Path]]], side: int, skip
 
 
 def _say_unreadable(path: Path, count: int, unreadable: Sequence[tuple[Path, InputError]], skip: bool) -> None:
-    names = [printable(file.relative_to(path)) for file, _ in unreadable]
     if skip:
         print(
-            f"note: {len(names)} of {count} files in {path} are not readable images and are left out: {some_of(names)}",
+            f"note: {len(unreadable)} of {count} files in {path} are not readable images and are left out: "
+            f"{_by_reason(path, unreadable)}",
             file=sys.stderr,
         )
-    elif len(names) == 1:
+    elif len(unreadable) == 1:
         raise InputError(f"{unreadable[0][1]}; repair or delete it, or leave it out with --skip-unreadable")
     else:
         raise InputError(
-            f"{len(names)} of {count} files in {path} are not readable images: {some_of(names)}; repair or delete them, or leave "
-            "them out with --skip-unreadable"
+            f"{len(unreadable)} of {count} files in {path} are not readable images: {_by_reason(path, unreadable)}; repair, "
+            "convert or delete them, or leave them out with --skip-unreadable"
         )
+
+
+def _by_reason(path: Path, unreadable: Sequence[tuple[Path, InputError]]) -> str:
+    """The files in `path`, each with why it cannot be read, or several with the reason they share; three reasons at most."""
+    names: dict[str, list[str]] = {}
+    for file, error in unreadable:
+        reason = (
+            str(error).removeprefix(f"{file} is not a readable image: ").replace(f" {str(file)!r}", "").replace(str(file), "it")
+        )
+        names.setdefault(reason, []).append(printable(file.relative_to(path)))
+    texts = [f"{some_of(files)} ({reason})" for reason, files in names.items()]
+    rest = sum(map(len, [*names.values()][3:]))
+    return ", ".join(texts[:3]) + (f" and {rest:,} more" if rest else "")

@@ -103,7 +103,8 @@ def restore(trainer: Resumable) -> None:
     if not path or not path.exists():
         raise InputError(f"nothing to resume: there is no {path}")
     state = read(path)
-    _demand_same(path, state, trainer.card, asdict(trainer.config))
+    demand_same_data(path, state, trainer.card)
+    demand_same_config(path, state, trainer.config)
     if state["card"].get("teacher_sha256") != trainer.card.get("teacher_sha256"):
         raise InputError(
             f"{path} was made with another teacher: the weights in {' or '.join(trainer.config.teacher)} have changed since"
@@ -138,14 +139,15 @@ def _other_ends(trainer: Resumable, was: list[int]) -> list[int]:
     return ends
 
 
-def _demand_same(path: Path, state: dict[str, Any], card: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raise InputError unless network, data and configuration are those that the checkpoint was made with."""
+def demand_same_data(path: Path, state: dict[str, Any], card: dict[str, Any]) -> None:
+    """Raise InputError unless network and data are those that the checkpoint was made with."""
     # The data are known by their content: a folder may have moved. Older checkpoints have the name alone.
     names = () if "data" in state["card"] else (("data set", "dataset"),)
     for what, key in (*names, ("classes", "classes"), ("size of image", "image_size"), ("network", "net")):
         was, now = state["card"].get(key), card.get(key)
         if was != now:
-            raise InputError(f"{path} was made with another {what} ({was}, not {now}): give it another --out")
+            other = "other" if what == "classes" else "another"
+            raise InputError(f"{path} was made with {other} {what} ({was}, not {now}): give it another --out")
     if "data" in state["card"]:
         was, now = state["card"]["data"], card["data"]
         for part in ("train", "val", "test"):
@@ -160,6 +162,11 @@ def _demand_same(path: Path, state: dict[str, Any], card: dict[str, Any], config
                     f"{path} was made with other data: as many images, but their {what} are others "
                     "(images or class folders were exchanged); bring them back, or train anew into another --out"
                 )
+
+
+def demand_same_config(path: Path, state: dict[str, Any], now: TrainConfig) -> None:
+    """Raise InputError unless the configuration is that which the checkpoint was made with, but for the fields FREE."""
+    config = asdict(now)
     was = asdict(TrainConfig()) | state["config"]  # a field that is newer than the checkpoint had its default
     changed = [
         f"{name} was {was[name]}, is {config.get(name, 'gone')}"

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from config import InputError
+from images.files import some_of
 from learning.inference import TrainedNetwork, for_inference
 from utils import ROOT
+
+WITHOUT_TEACHER = "train without one: `train --teacher` with no file after it (in Python, teacher=())"
+
+
+def load_teacher(path: Path, device: torch.device) -> tuple[Path, TrainedNetwork]:
+    """The file and the network of a teacher; a path that is not absolute is looked for in the working directory, then in the
+    project's. Raises InputError where the file is missing or damaged."""
+    if not path.exists() and (ROOT / path).exists():
+        path = ROOT / path
+    if not path.exists():
+        raise InputError(
+            f"teacher file missing: {path}. Train one (./run.sh train --preset teacher), pass other weights, or {WITHOUT_TEACHER}"
+        )
+    return path, TrainedNetwork.load(path, device)
+
+
+def demand_teaches(path: Path, card: dict[str, Any], classes: Sequence[str], num_channels: int) -> None:
+    """Raise InputError where the teacher of that file and card knows other classes than these or takes other images."""
+    if card["classes"] != list(classes):
+        raise InputError(
+            f"classes differ: the teacher {path} has {some_of(card['classes'])}; the data set has {some_of(classes)}; name another "
+            f"teacher, or {WITHOUT_TEACHER}"
+        )
+    if card["num_channels"] != num_channels:
+        raise InputError(
+            f"the teacher {path} takes images of {card['num_channels']} channels, but the data set has {num_channels}: name "
+            f"another, or {WITHOUT_TEACHER}"
+        )
 
 
 class Teacher:
@@ -19,7 +50,7 @@ class Teacher:
     good teacher is patient and consistent").
 
     Args:
-        path: weights or a checkpoint; one that is not absolute is looked for in the working directory, then in the project's.
+        path: weights or a checkpoint, as for `load_teacher`.
         classes, num_channels, mean, std: what the student knows and how its inputs are normalised.
         device, precision: where the student's inputs are, and what the teacher computes in.
 
@@ -36,23 +67,9 @@ class Teacher:
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
-        if not path.exists() and (ROOT / path).exists():
-            path = ROOT / path
-        if not path.exists():
-            raise InputError(
-                f"teacher file missing: {path}. Train one (./run.sh train --preset teacher), pass other weights, "
-                "or leave --teacher empty"
-            )
-        network = TrainedNetwork.load(path, device)
+        path, network = load_teacher(path, device)
         card = network.card
-        if card["classes"] != classes:
-            raise InputError(
-                f"classes differ: the teacher {path} has {', '.join(card['classes'])}; the data set has {', '.join(classes)}"
-            )
-        if card["num_channels"] != num_channels:
-            raise InputError(
-                f"the teacher {path} takes images of {card['num_channels']} channels, but the data set has {num_channels}"
-            )
+        demand_teaches(path, card, classes, num_channels)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision
         # From the student's normalisation to the teacher's own: they differ where other images were held out.

@@ -25,6 +25,8 @@ SHARE_OF_VALIDATION = 10
 """One in so many training images, at most, is a validation image."""
 AVERAGED_SHARE = 8
 """The weights are averaged over the last one in so many steps, at most."""
+FEW = 30
+"""Images on which an accuracy is rough, if they are fewer."""
 FITTED = (
     "val_images",
     "batch_size",
@@ -38,7 +40,28 @@ FITTED = (
 )
 """The fields that `fit_to_data` may change."""
 
+PART_OF = {
+    "flip": "augment",
+    "shift_scale_rotate": "augment",
+    "dropout": "augment",
+    "temperature": "teacher",
+    "teacher_weight": "teacher",
+    "early_exit_margin": "early_exit_accuracy",
+}
+"""Fields that change nothing where another one is off."""
+
 Value = TypeVar("Value", int, float, bool)
+
+
+def demand_consistent(config: TrainConfig, given: Collection[str], dataset_name: str) -> None:
+    """Raise InputError where the fields that the user set, `given`, contradict each other or mean nothing for the data set."""
+    if {"epochs", "steps"} <= {*given}:
+        raise InputError("epochs and steps are two ways to say the budget: name one of them")
+    for name, whole in PART_OF.items():
+        if name in given and getattr(config, name) and not getattr(config, whole):
+            raise InputError(f"{name} means nothing without {whole}, which is off: set {whole} too, or leave out {name}")
+    if config.image_size and "image_size" in given and not dataset_name.startswith("folder:"):
+        raise InputError(f"image_size is for folder:PATH alone: the images of {dataset_name} keep their size")
 
 
 def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] | None = None) -> TrainConfig:
@@ -113,6 +136,8 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
     if not (config.augment and config.flip):
         texts.pop("flip")
     changed = {name: text for name, text in texts.items() if getattr(config, name) != getattr(fitted, name)}
+    if not (fitted.val_images or dataset.val or "val_images" in changed):
+        print("note: no validation images: the training images stand in, whose accuracy says little", file=sys.stderr)
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed if not (dataset.val and name == "val_images"))
         print(
@@ -122,10 +147,22 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         )
 
 
-def say_missing_classes(dataset: ImageDataset, val_split: Split) -> None:
-    """List on stderr the classes that have no test or no validation image, of which the accuracy therefore says nothing."""
+def say_limits(dataset: ImageDataset, val_split: Split) -> None:
+    """Say on stderr what the accuracies leave open: classes that have no test or no validation image, and splits of few images."""
+    few = {
+        part: len(split.labels)
+        for part, split in (("validation", val_split), ("test", dataset.test))
+        if split is not dataset.train and 0 < len(split.labels) < FEW
+    }
+    if few:
+        counts, points = ([f"{value:,.3g}" for value in values] for values in (few.values(), (100 / n for n in few.values())))
+        numbers = " and ".join(f"{count} {part}" for count, part in zip(counts, few, strict=True))
+        print(
+            f"note: only {numbers} images: accuracies on them are rough, one image is worth {' and '.join(points)} points",
+            file=sys.stderr,
+        )
     for part, split in (("test", dataset.test), ("validation", val_split)):
         there = set(split.labels.tolist())
         missing = [name for label, name in enumerate(dataset.classes) if label not in there]
-        if missing:
+        if there and missing:
             print(f"note: no {part} image of {some_of(missing)}: the {part} accuracy says nothing of them", file=sys.stderr)

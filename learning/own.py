@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
     from images.data import ImageDataset
 
 
-def build(spec: str, dataset: ImageDataset) -> nn.Module:
+def find(spec: str) -> Callable[..., nn.Module] | nn.Module:
+    """The class that `spec`, FILE.py:CLASS, names; the file is run for it. Raises InputError where there is none."""
+    from limits.loading import load_class
+
+    return load_class(spec)
+
+
+def build(spec: str, dataset: ImageDataset, found: Callable[..., nn.Module] | nn.Module | None = None) -> nn.Module:
     """A new network of the class that `spec`, FILE.py:CLASS, names, for the images and classes of `dataset`.
 
-    Raises InputError where it cannot be built, or cannot be trained.
+    `found` is that class where `find` has been called already. Raises InputError where it cannot be built, or cannot be trained.
     """
-    from limits.loading import load_network
+    from limits.loading import build_network
 
-    model = load_network(spec, dataset.num_channels, dataset.num_classes, dataset.image_size)
+    model = build_network(found or find(spec), spec, dataset.num_channels, dataset.num_classes, dataset.image_size)
     demand_trainable(model, spec, dataset)
     return model
 

@@ -73,7 +73,13 @@ def load_network(spec: str, num_channels: int = 3, num_classes: int = 10, image_
     takes. Raises InputError where none of them gives a network from (2, num_channels, *image_size) images to (2, num_classes)
     logits.
     """
-    found = load_class(spec)
+    return build_network(load_class(spec), spec, num_channels, num_classes, image_size)
+
+
+def build_network(
+    found: Callable[..., nn.Module] | nn.Module, spec: str, num_channels: int, num_classes: int, image_size: tuple[int, int]
+) -> nn.Module:
+    """The network of `load_network`, of what `load_class` found."""
     location, _, name = spec.rpartition(":")
     shape = (2, num_channels, *image_size)
     with _no_arguments(location), uncompiled():

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import functools
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -60,9 +61,15 @@ def _any_script(figure: Figure) -> Iterator[None]:
         families = [DEFAULT_FONT, *_families_with(frozenset(missing))]
         for text in texts:
             text.set_fontfamily(families)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        yield
+    log = logging.getLogger("matplotlib.font_manager")  # it complains of fonts that have no bold
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @functools.cache

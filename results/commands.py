@@ -39,7 +39,7 @@ class Evaluate:
         from results import predictions
 
         network = load_network(self.weights, self.device, self.model)
-        name = self.dataset or network.card["dataset"]
+        name = self.dataset or trained_on(network)
         return predictions.show_accuracy(network, name, self.data_dir, skip_unreadable=self.skip_unreadable)
 
 
@@ -47,7 +47,8 @@ class Evaluate:
 class Predict:
     """Print the most probable classes of images; without images, the accuracy of the weights on their test split.
 
-    Exit status: 0 all images predicted, 1 some images could not be read (the others are predicted), 2 bad input, 130 interrupted.
+    Exit status: 0 all images predicted, 1 some images are missing or could not be read (the others are predicted), 2 bad input
+    (paths that are all missing, for example), 130 interrupted.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -97,7 +98,7 @@ class Predict:
         network = load_network(self.weights, self.device, self.model)
         if self.images:
             return predictions.show_files(network, self.images, self.top, self.json, self.sheet, self.explain, self.overwrite)
-        name = self.dataset or network.card["dataset"]
+        name = self.dataset or trained_on(network)
         if name == "cifar10" and not self.dataset and not data.has_cifar10(self.data_dir):
             return predictions.show_drawings(network, self.data_dir, self.json, self.sheet)
         return predictions.show_accuracy(network, name, self.data_dir, self.json, self.sheet)
@@ -207,7 +208,7 @@ class Export:
         network = load_network(self.weights, "cpu", self.model)
         demand_writable(path.parent)
         card = network.card
-        dataset = data.load(self.dataset or card["dataset"], self.data_dir, card["image_size"][0], class_order=card["classes"])
+        dataset = data.load(self.dataset or trained_on(network), self.data_dir, card["image_size"][0], class_order=card["classes"])
         network.demand_fits(dataset)
         export.export(network, self.format, path, dataset.train.images[:: max(1, len(dataset.train.images) // 512)][:512])
         return export.show(export.compare(network, path, self.format, dataset), self.format, path)
@@ -243,6 +244,17 @@ class Serve:
 
 
 COMMANDS = {"evaluate": Evaluate, "predict": Predict, "report": Report, "export": Export, "serve": Serve}
+
+
+def trained_on(network: TrainedNetwork) -> str:
+    """The data set that the weights were trained on. Raises InputError where it is not there any more, or was none with a name."""
+    from images.sources import PUBLIC
+
+    name = network.card["dataset"]
+    kind, _, path = name.partition(":")
+    if name in PUBLIC or kind in ("folder", "npz") and Path(path).exists():
+        return name
+    raise InputError(f"the weights were trained on {name}, which is not here: say what to evaluate on with --dataset")
 
 
 def load_network(weights: Path, device: str, model: str = "") -> TrainedNetwork:

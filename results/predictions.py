@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 from config import InputError
 from images import data, drawings
@@ -45,7 +46,8 @@ def show_files(
     explain: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, else 0.
+    """Print the `top` most probable classes of the image files and folders `named`; 1 if any gave no prediction, 2 if they hold no
+    file to predict, else 0.
 
     Each fault is named on stderr, and what was changed in images is summed up there. With `explain`, a picture of the evidence
     for the first class is written beside each image. Raises InputError where the network cannot be explained, or there is such a
@@ -104,7 +106,7 @@ def show_files(
         print(f"note: {pictures} written beside the images, with {EXPLANATION} after their names", file=sys.stderr)
     if sheet and on_sheet:
         write_sheet(sheet, on_sheet)
-    return 1 if faults else 0
+    return (1 if paths else 2) if faults else 0
 
 
 def _explanation_of(path: Path) -> Path:
@@ -262,14 +264,19 @@ class Table:
     """Rows of aligned plain text, which can be printed one by one: `names`, and beside each some of `classes`."""
 
     def __init__(self, names: Sequence[str], classes: Sequence[str]) -> None:
-        self.name_width = max(map(len, ["image", *names]))
-        self.class_width = max(map(len, classes))
+        self.name_width = max(map(disp_len, ["image", *names]))
+        self.class_width = max(map(disp_len, classes))
 
     def head(self, top: int) -> str:
         return f"{'image':<{self.name_width}}" + "".join(f"  {rank:<{self.class_width + 7}}" for rank in range(1, top + 1)).rstrip()
 
     def row(self, name: str, top: Top) -> str:
-        return f"{name:<{self.name_width}}" + "".join(f"  {name:<{self.class_width}} {p:6.1%}" for name, p in top)
+        return _padded(name, self.name_width) + "".join(f"  {_padded(name, self.class_width)} {p:6.1%}" for name, p in top)
+
+
+def _padded(text: str, width: int) -> str:
+    """`text` with spaces up to `width` columns of a terminal, of which Chinese characters and emoji take two each."""
+    return text + " " * (width - disp_len(text))
 
 
 def write_sheet(path: Path, cells: Sequence[tuple[np.ndarray, Top, str, bool]]) -> None:

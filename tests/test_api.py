@@ -130,6 +130,31 @@ def test_a_missing_folder_is_not_made(network, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_there_is_replaced_only_when_asked(network, colours, tmp_path, capsys):
+    def fit(**more) -> convsprint.Network:
+        return convsprint.fit(*colours, model=Tiny(3), epochs=1, out=tmp_path / "run", **more)
+
+    fit()
+    for name in ("run.json", "model.onnx"):
+        (tmp_path / "run" / name).write_text("of that run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(convsprint.InputError, match="run holds a run: pass overwrite=True or another out$"):
+        fit(seed=1)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    fit(seed=1, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "log.csv", "model.onnx"]
+    assert "model.onnx in" in capsys.readouterr().err
+
+    for taken in ("w.safetensors", "w.json"):
+        (tmp_path / taken).write_text("another's")
+        with pytest.raises(convsprint.InputError, match=f"{taken} exists: pass overwrite=True"):
+            network.save(tmp_path / "w.safetensors")
+        assert (tmp_path / taken).read_text() == "another's"
+        (tmp_path / taken).unlink()
+    network.save(tmp_path / "w.safetensors")
+    network.save(tmp_path / "w.safetensors", overwrite=True)
+
+
 def test_seeds_are_as_documented(colours):
     images, labels = colours
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
@@ -156,7 +181,8 @@ class Tiny(nn.Module):
 def test_a_module_of_the_users_own(colours, tmp_path, capsys):
     images, labels = colours
     trained = convsprint.fit(images, labels, model=Tiny(3), epochs=4, max_lr=0.05, out=tmp_path, verbose=True)
-    assert capsys.readouterr().out.count("epoch ") == 4
+    output, errors = capsys.readouterr()
+    assert output.count("epoch ") == 4 and "only 6 validation images: accuracies on them are rough" in errors
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
     trained.save(tmp_path / "w.safetensors")
     again = convsprint.load(tmp_path / "w.safetensors")
@@ -177,6 +203,13 @@ def test_a_module_of_the_users_own(colours, tmp_path, capsys):
         ({"max_lr": -1}, "max_lr"),
         ({"epochs": "x"}, "epochs is x: it must be a number"),
         ({"bogus": 1}, "unknown setting bogus"),
+        ({"steps": 4}, "epochs and steps are two ways"),
+        ({"augment": 0.0, "flip": True}, "flip means nothing without augment"),
+        ({"temperature": 3.0}, "temperature means nothing without teacher"),
+        ({"image_size": 64}, "image_size is for folder:PATH alone"),
+        ({"labels": np.arange(60) % 3 - 1}, r"from -1 to 1: they must be 0 to 2; pass np.unique\("),
+        ({"labels": np.arange(60) % 2 * 2}, "from 0 to 2: they must be 0 to 1; pass"),
+        ({"labels": np.array(["a", "b", "c"], object)[np.arange(60) % 3]}, "fix them with classes, labels = np.unique"),
         ({"classes": ["a", "a", "b"]}, "same name"),
         ({"test": (np.zeros((5, 40, 40, 3), np.uint8),)}, "must be a pair"),
         ({"model": nn.Flatten()}, "no parameters to train"),
@@ -193,6 +226,10 @@ def test_labels_that_are_none_of_the_classes_are_refused(colours):
     for wrong in ([7] * 60, ["red"] * 60, [-1] * 60):
         with pytest.raises(convsprint.InputError, match="whole numbers from 0 to 2"):
             network.evaluate(images, wrong)
+    for unclear in (images[0, ..., :1].repeat(5, 2), images[:4, :5, :, 0]):
+        with pytest.raises(convsprint.InputError, match=r"no image.*smaller than 28 pixels: pass list\(array\)"):
+            network.predict(unclear)
+        assert len(network.predict(list(unclear))) == len(unclear)
     for nothing in (None, 5, np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(convsprint.InputError, match="is no image"):
             network.predict(nothing)

@@ -298,3 +298,9 @@ def test_interrupted_while_importing():
     output, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert "Traceback" not in output + errors
+
+
+def test_a_complaint_names_the_command_once():
+    result = run_main("sprint", "--epochs", 3)
+    assert_refused(result, "--epochs 3 (given to ./run.sh sprint)")
+    assert result.stderr.count("./run.sh") == 1

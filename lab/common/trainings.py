@@ -29,10 +29,12 @@ MAX_TRAIN_EVALUATED = 5000  # training images on which the accuracy after traini
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one training: three splits that share none."""
+    """The images of one training: three splits that share none, unless validation images stand in."""
 
     dataset: ImageDataset
     val: Split
+    val_stands_in: bool = False
+    """Whether the validation images are the training images, of which there are too few."""
 
 
 def class_labels(dataset: ImageDataset, names: Sequence[str]) -> dict[str, int]:
@@ -51,17 +53,20 @@ def class_labels(dataset: ImageDataset, names: Sequence[str]) -> dict[str, int]:
 def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | None, seed: int) -> Images:
     """`per_class` training images (None for all) of each named class, validation images, and all the test images of the classes.
 
-    A fourth of the training images, at most 100 a class, are the validation images, whatever `per_class` is. With the same seed
+    A fourth of the training images, at most 100 a class, are the validation images, whatever `per_class` is; no class gives its
+    last one, and where each has one only, the training images stand in, as for `train`. With the same seed
     they are the same, and fewer training images are a part of more. The test images are the same for all seeds, in the same
     order. Raises InputError where there are not so many.
     """
     labels = class_labels(dataset, names)
     everything = balanced_subset(dataset.train, labels, None, seed)
     smallest = int(np.bincount(everything.labels).min())
-    rest, val = stratified_split(everything, min(100, max(1, smallest // 4)) * len(labels), seed)
+    held_out = min(min(100, max(1, smallest // 4)) * len(labels), len(everything.labels) - len(labels))
+    rest, val = stratified_split(everything, held_out, seed) if held_out else (everything, everything)
     if per_class is not None:
-        counts, held_out = np.bincount(rest.labels), np.bincount(val.labels)
-        for name, count, held in zip(labels, counts, held_out, strict=True):
+        counts = np.bincount(rest.labels, minlength=len(labels))
+        for_val = np.bincount(val.labels, minlength=len(labels)) * bool(held_out)
+        for name, count, held in zip(labels, counts, for_val, strict=True):
             if not 1 <= per_class <= count:
                 raise InputError(
                     f"{per_class} images of class '{name}' were asked for: {dataset.name} has {count + held} for "
@@ -69,7 +74,7 @@ def take_images(dataset: ImageDataset, names: Sequence[str], per_class: int | No
                 )
     train = balanced_subset(rest, {name: i for i, name in enumerate(labels)}, per_class, seed)
     test = balanced_subset(dataset.test, labels, None, seed=0)
-    return Images(ImageDataset(dataset.name, train, test, tuple(labels)), val)
+    return Images(ImageDataset(dataset.name, train, test, tuple(labels)), val, val_stands_in=not held_out)
 
 
 def as_tensors(split: Split, mean: Sequence[float], std: Sequence[float], most: int | None = None) -> tuple[Tensor, Tensor]:

@@ -201,3 +201,79 @@ def test_what_a_training_starts_from_is_not_removed(tmp_path, capsys):
     assert main.main(["predict", str(photo), "--weights", str(weights), "--sheet", str(photo)]) == 2
     assert "pass --overwrite" in capsys.readouterr().err
     assert (weights.read_bytes(), photo.read_bytes()) == (before, kept)
+
+
+def test_what_the_accuracies_leave_open_is_said(trained, tmp_path, capsys):
+    photos, out = trained
+    capsys.readouterr()
+    command = ("train", "--dataset", f"folder:{photos}", "--steps", 1)
+    assert run(*command, "--out", tmp_path / "some") == 0
+    errors = capsys.readouterr().err
+    assert "only 3 validation and 6 test images: accuracies on them are rough, one image is worth 33.3 and 16.7 points" in errors
+    assert "with 32x32 pixels in RGB, to which 30 of 30 were scaled or converted" in errors
+    assert run(*command, "--val-images", 0, "--out", tmp_path / "none") == 0
+    errors = capsys.readouterr().err
+    assert "no validation images: the training images stand in" in errors and "only 6 test images" in errors
+
+
+def test_classes_of_the_teacher_of_a_preset(trained, tmp_path, capsys):
+    photos, out = trained
+    command = ("train", "--dataset", f"folder:{photos}", "--preset", "slim", "--steps", 1, "--out", tmp_path)
+    capsys.readouterr()
+    assert run(*command, "--init", out / "model.safetensors") == 2
+    assert "`train --teacher` with no file after it" in capsys.readouterr().err
+    assert run(*command, "--init", out / "model.safetensors", "--teacher") == 0
+
+
+def test_resume_with_classes_of_other_names(trained, tmp_path, capsys):
+    photos, out = trained
+    shutil.copytree(out, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "red").rename(tmp_path / "photos" / "rot")
+    capsys.readouterr()
+    assert run("train", "--dataset", f"folder:{tmp_path / 'photos'}", "--out", tmp_path / "run", "--resume") == 2
+    output, errors = capsys.readouterr()
+    assert "was made with other classes (" in errors and output == ""  # no table either
+
+
+def test_a_second_sprint_says_what_it_replaces(trained, tmp_path, monkeypatch, capsys):
+    from commands import sprint
+
+    photos, _ = trained
+    monkeypatch.setattr(sprint, "ROOT", tmp_path)
+    command = ("sprint", "--target", 0.01, "--dataset", f"folder:{photos}", "--report")
+    capsys.readouterr()
+    for count in (0, 1):
+        assert run(*command) in (0, 3)
+        output, errors = capsys.readouterr()
+        assert output.count("(those of an earlier sprint are replaced)") == count
+        assert errors.count("sprint-photos.onnx in") == errors.count("holds another run") == count
+        (tmp_path / "weights" / "sprint-photos.onnx").touch()
+        (tmp_path / "weights" / "other.onnx").touch()
+    assert "--overwrite" not in errors and "other.onnx" not in errors  # sprint has no such option
+
+
+def test_an_old_checkpoint_keeps_the_order_of_its_classes(tmp_path, monkeypatch, capsys):
+    from images import own_images
+
+    photos = write_colours(tmp_path / "photos", 6, ("green", "red"))
+    for old, new in (("green", "10"), ("red", "9")):
+        (photos / old).rename(photos / new)
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--dataset", "folder:photos", "--steps", 12, "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(own_images, "natural", str)  # as it was once
+        assert run(*command) == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["card"]["classes"] == ["10", "9"]
+    capsys.readouterr()
+    assert run(*command, "--resume", "--steps", 16) == 0
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["card"]["classes"] == ["10", "9"] and state["step"] == 16
+    assert run("evaluate", "--weights", "run/model.safetensors") == 0
+    output = capsys.readouterr().out
+    accuracy = load_weights(tmp_path / "run" / "model.safetensors")[1]["test_accuracy"]
+    assert f"accuracy {accuracy:.2%}" in output.splitlines()[-1]
+    photos.rename(tmp_path / "moved")
+    for command in (("evaluate", "--weights"), ("export",)):
+        assert run(*command, "run/model.safetensors") == 2
+        assert "trained on folder:photos, which is not here: say what to evaluate on with --dataset" in capsys.readouterr().err

@@ -59,9 +59,26 @@ def test_validation_arrays_are_the_validation_split(tmp_path):
     assert np.array_equal(load_npz(tmp_path / "own.npz").val.images, val.images)
 
 
+def as_objects(images: np.ndarray) -> np.ndarray:
+    """An array of arrays, as of a column of pandas."""
+    objects = np.empty(len(images), object)
+    objects[:] = list(images)
+    return objects
+
+
+OBJECTS = np.array(["ant", "bee", "cow"], object)
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
+        (with_labels(lambda y: y - 1), "train_y, test_y = train_y + 1, test_y + 1"),
+        (with_labels(lambda y: 2 * y - 2), "np.unique(train_y, return_inverse=True)"),
+        (with_labels(lambda y: y - 1) | {"classes": np.array(list("abc"))}, "train_y, test_y = train_y + 1, test_y + 1"),
+        (with_labels(lambda y: y + 1) | {"classes": np.array(list("abc"))}, "train_y, test_y = train_y - 1, test_y - 1"),
+        (with_labels(lambda y: OBJECTS[y]), "train_y = np.array(train_y.tolist())"),
+        (with_labels(lambda y: y.astype(object)), "train_y = np.array(train_y.tolist())"),
+        (with_images(as_objects), "train_x = np.array(train_x.tolist())"),
         (with_labels(lambda y: y + 1), "train_y, test_y = train_y - 1, test_y - 1"),
         (with_labels(lambda y: y * 10), "np.unique(train_y, return_inverse=True)"),
         (with_labels(lambda y: 2 * y + 5), "np.unique(train_y, return_inverse=True)"),
@@ -79,7 +96,7 @@ def test_validation_arrays_are_the_validation_split(tmp_path):
 def test_the_line_of_numpy_in_the_refusal_mends_it(tmp_path, content, line):
     path = tmp_path / "own.npz"
     for _ in range(6):  # the array of each split in turn
-        np.savez(path, **{name: content[name] for name in arrays()})
+        np.savez(path, **{name: content[name] for name in (*arrays(), "classes") if name in content})
         try:
             dataset = load_npz(path)
             break
@@ -91,6 +108,42 @@ def test_the_line_of_numpy_in_the_refusal_mends_it(tmp_path, content, line):
             exec(mend, {"np": np}, content)  # noqa: S102
     assert dataset.train.labels.tolist() == [i % 3 for i in range(30)] and dataset.test.labels.tolist() == [i % 3 for i in range(9)]
     assert dataset.train.images.dtype == np.uint8 and int(dataset.train.images.max()) - int(dataset.train.images.min()) > 230
+
+
+def test_the_line_of_numpy_is_about_the_validation_labels_too(tmp_path):
+    val = random_split(6, 3)
+    for change in (lambda y: y + 4, lambda y: y * 3 + 1):
+        content = arrays(val_x=val.images, val_y=val.labels)
+        for name in ("train_y", "val_y", "test_y"):
+            content[name] = change(content[name])
+        np.savez(tmp_path / "own.npz", **content)
+        with pytest.raises(InputError) as error:
+            load_npz(tmp_path / "own.npz")
+        (mend,) = re.findall(r"with (.+), or add", str(error.value))
+        exec(mend, {"np": np}, content)  # noqa: S102
+        assert content["val_y"].tolist() == val.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"val_x": random_split(3).images}, "val_x and no val_y: the validation split needs both"),
+        ({"val_y": np.arange(3)}, "val_y and no val_x"),
+        ({"classes": np.array(["ox", "yak", "ox"])}, "two classes have the same name: ox"),
+        ({"train_y": np.arange(30) % 3 - 1}, "3 different labels from -1 to 1, not 0 to 2"),
+    ],
+)
+def test_what_is_not_whole_or_not_clear_is_refused(tmp_path, more, words):
+    np.savez(tmp_path / "own.npz", **arrays(**more))
+    with pytest.raises(InputError, match=words):
+        load_npz(tmp_path / "own.npz")
+
+
+def test_arrays_of_other_names_are_named_and_not_read(tmp_path, capsys):
+    np.savez(tmp_path / "own.npz", **arrays(class_names=OBJECTS, valid_x=np.zeros(3)))
+    assert load_npz(tmp_path / "own.npz").classes == ("0", "1", "2")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not used: class_names, valid_x; known arrays are train_x, " in line and line.endswith("val_x, val_y, classes")
 
 
 def test_names_of_classes_that_the_training_labels_do_not_have(tmp_path):

@@ -257,3 +257,29 @@ def test_two_images_a_class_are_a_data_set_and_one_is_none(tmp_path):
         (tmp_path / name / "0.png").unlink()
     with pytest.raises(InputError, match="3 are available"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Train",), ("training", "val", "test1"), ("my_train", "test-images")])
+def test_images_in_splits_without_classes_are_no_classes(tmp_path, names):
+    for name in names:
+        write_images(tmp_path / name, 3)
+    with pytest.raises(InputError, match=f"{sorted(names, key=str.casefold)[-1]} lie in no class folders: sort them into .*/CLASS"):
+        load_folder(tmp_path)
+    write_images(tmp_path / "plane", 3)
+    assert len(load_folder(tmp_path).classes) == len(names) + 1  # a class may be called train
+
+
+def test_floats_and_broken_files_are_named_with_their_reasons(tmp_path, capsys):
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 2)
+        for i in range(2):
+            Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(tmp_path / name / f"deep{i}.tif")
+    (tmp_path / "bee" / "bad.png").write_bytes(b"none")
+    words = r"ant/deep0.tif, ant/deep1.tif, bee/deep0.tif, bee/deep1.tif \(its pixels are floating-point .*: save it with 8 bits"
+    with pytest.raises(
+        InputError, match=rf"5 of 9 files .*: {words}.* bee/bad.png \(cannot identify image file\); repair, convert"
+    ) as e:
+        load_folder(tmp_path)
+    assert "\n" not in str(e.value) and str(e.value).count(str(tmp_path)) == 1
+    load_folder(tmp_path, skip_unreadable=True)
+    assert "floating-point" in capsys.readouterr().err

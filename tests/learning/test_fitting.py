@@ -10,7 +10,7 @@ import pytest
 from config import InputError, TrainConfig
 from conftest import random_split
 from images.data import ImageDataset, Split
-from learning.fitting import MIN_STEPS, fit_to_data, say_missing_classes
+from learning.fitting import MIN_STEPS, fit_to_data, say_limits
 from learning.presets import PRESETS
 
 BASELINE = PRESETS["baseline"].train
@@ -79,7 +79,7 @@ def test_the_note_names_options_only_where_there_are_such(capsys):
 
 def test_classes_without_images_are_listed(capsys):
     several = replace(dataset(30, 3), classes=("ant", "bee", "cat", "dog"))
-    say_missing_classes(several, random_split(2, 2))
+    say_limits(several, random_split(2, 2))
     said = capsys.readouterr().err
     assert "no test image of dog" in said and "no validation image of cat, dog" in said
 

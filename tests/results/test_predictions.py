@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm.utils import disp_len
 
 import main
 from config import InputError
@@ -21,7 +22,7 @@ from learning.inference import TrainedNetwork, predict_logits
 from learning.weights import save_weights
 from model import Net
 from results import commands
-from results.predictions import find_images
+from results.predictions import Table, find_images
 
 CPU = torch.device("cpu")
 
@@ -241,3 +242,17 @@ def test_find_images_takes_named_files_as_they_are(tmp_path, capsys):
 
 def test_names_are_shown_on_one_line():
     assert printable("a\nb\x1b[31m\udcff é.png") == "a\\nb\\x1b[31m\\udcff é.png"
+
+
+def test_paths_that_are_all_missing_are_bad_input(weights, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run_main("predict", tmp_path / "none.jpg", tmp_path / "empty", "--weights", weights)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "there is no file or folder" in result.stderr and "holds no image" in result.stderr
+
+
+def test_names_of_wide_characters_are_aligned_on_a_terminal():
+    table = Table(["猫.png", "long name.png"], ["犬", "dogs", "🐱 cat"])
+    rows = [table.row("猫.png", [("犬", 0.5), ("dogs", 0.25)]), table.row("long name.png", [("🐱 cat", 0.5), ("dogs", 0.25)])]
+    widths = [[disp_len(part) for part in row.split("%")] for row in rows]
+    assert widths[0] == widths[1]

@@ -265,6 +265,8 @@ def test_names_in_any_script_are_drawn_without_a_warning(caplog):
     names = ["日本語", "한국어", "العربية", "ไทย", "🐈", "ελληνικά"]
     figure = report.confusion_figure(np.arange(6), np.arange(6), names)
     assert canvas.png(figure)[1:4] == b"PNG" and canvas.pixels(figure).shape[2] == 3
+    mistakes = report.mistakes_figure(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6), np.eye(6)[::-1], names)
+    assert canvas.png(mistakes)[1:4] == b"PNG"  # its title is bold, as not all of those fonts are
     assert not caplog.records
 
 

@@ -60,8 +60,8 @@ class Transfer(Experiment):
     """Passes over them, one or more numbers (default: 1 5 20, with --quick 1 5)."""
     seeds: Annotated[int | None, STATED] = None
     """Trainings of each kind, each with its own images (default: 3, with --quick 2)."""
-    image_size: int = 32
-    """Height and width to which the images of a folder are brought, in pixels (28 or more)."""
+    image_size: Annotated[int | None, STATED] = None
+    """Height and width in pixels (28 or more) to which the images of a folder are scaled; for folder:PATH alone (default: 32)."""
 
     NAME = "transfer"
     DATASETS = ("cifar10", "digits")
@@ -118,11 +118,14 @@ class Transfer(Experiment):
         kind, _, path = name.partition(":")
         has_splits = True
         if kind == "folder" and path:
-            if self.image_size < 28:
-                raise InputError(f"--image-size is {self.image_size}: it must be 28 or more")
-            target = load_folder(Path(path), self.image_size, skip_unreadable=True)
+            side = 32 if self.image_size is None else self.image_size
+            if not 28 <= side <= 2048:
+                raise InputError(f"--image-size is {side}: it must be from 28 to 2048")
+            target = load_folder(Path(path), side, skip_unreadable=True)
             has_splits = bool(find_splits(Path(path)))
         else:
+            if self.image_size is not None:
+                raise InputError(f"--image-size is for folder:PATH alone: the images of {name} keep their size")
             target = self.load(name)
         classes = list(class_labels(target, self.classes or LEFT_OUT.get(target.name, ())))
         return target, classes, has_splits
@@ -204,7 +207,12 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sou
                 f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
                 "are a part of the more",
             ),
-            ("validation images", f"{len(images.val.labels):,}, not trained on"),
+            (
+                "validation images",
+                "the training images stand in, of which there is one a class"
+                if images.val_stands_in
+                else f"{len(images.val.labels):,}, not trained on",
+            ),
             (
                 "test images",
                 f"{len(dataset.test.labels):,}, never trained on, evaluated once after each training"

@@ -12,6 +12,8 @@ from PIL import Image
 
 import main
 from conftest import ROOT
+from images.sources import ImageDataset, Split
+from lab.common.trainings import take_images
 from lab.experiments.transfer import sources, transfer
 from learning.weights import load_weights
 
@@ -196,3 +198,29 @@ def test_what_is_said_of_numbers_of_images():
     assert "Frozen features after 1 epoch are, on average, less accurate than training from scratch after 5." in less
     idle = " ".join(transfer.observations(accuracies((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), [16, 64], [5], names, 0.5, 1000))
     assert "at least as accurate" not in idle and "Both are not clearly better than guessing (50%)" in idle
+
+
+def test_transfer_to_two_images_a_class(tmp_path, capsys):
+    target = f"folder:{photographs(tmp_path / 'few', 2)}"
+    arguments = ("transfer", "--quick", "--target", target, "--epochs", 1, "--seeds", 1, "--out", tmp_path / "out")
+    assert run_lab(*arguments) == 0
+    (page,) = (path.read_text() for path in (tmp_path / "out").glob("transfer-few-*.html"))
+    assert "all 1 a class" in page and "the training images stand in" in page
+    assert run_lab(*arguments, "--per-class", 2) == 2
+    assert "has 1 for training, of which 0 are for validation and 1 are left" in capsys.readouterr().err
+    assert run_lab("transfer", "--target", "digits", "--image-size", 48, "--out", tmp_path / "out") == 2
+    assert "--image-size is for folder:PATH alone: the images of digits" in capsys.readouterr().err
+
+
+def test_images_of_unequal_classes_are_split_as_far_as_they_go():
+    images = take_images(numbered_set(), ["ant", "cat"], None, 0)
+    assert not images.val_stands_in and len(images.val.labels) == 200
+    labels = np.array([0, 1, 1, 1])
+    few = ImageDataset(
+        "few",
+        Split(np.arange(4 * 3072, dtype=np.uint32).astype(np.uint8).reshape(4, 32, 32, 3), labels),
+        Split(np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1])),
+        ("a", "b"),
+    )
+    images = take_images(few, [], 1, 0)
+    assert images.val.labels.tolist() == [1, 1] and sorted(images.dataset.train.labels) == [0, 1]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from commands import sprint, train
-from commands.run_folder import run_folder
 from config import InputError
-from conftest import assert_refused, random_split, run_main
+from conftest import ROOT, assert_refused, random_split, run_main
+from learning.run_folder import run_folder
 from learning.weights import load_weights
 
 
@@ -70,6 +70,11 @@ def test_runs_of_the_same_name_get_folders_of_their_own(root):
         (("--val-images", 5000), "cannot split off 5,000 images: only 60"),
         (("--batch-size", 512), "a batch of 512 is larger than the data"),
         (("--teacher", "none.safetensors"), "none.safetensors"),
+        (("--teacher", ROOT / "weights" / "slim.safetensors"), "`train --teacher` with no file after it"),
+        (("--model", "none.py:Net"), "there is no file 'none.py'"),
+        (("--model", ROOT / "model.py:Nothing"), "there is no 'Nothing'"),
+        (("--image-size", 48), "image_size is for folder:PATH alone: the images of npz:"),
+        (("--augment", 0, "--flip"), "flip means nothing without augment, which is off"),
     ],
 )
 def test_a_wrong_number_removes_makes_and_prints_nothing(root, wrong, words):
@@ -81,8 +86,7 @@ def test_a_wrong_number_removes_makes_and_prints_nothing(root, wrong, words):
     for more in (("--out", out, "--overwrite"), ("--out", root / "new")):
         result = run_main(*TRAIN, "--dataset", f"npz:{data}", *more, *wrong)
         assert_refused(result, words)
-        if wrong[0] != "--teacher":  # whose file is read when the training starts
-            assert result.stdout == "" and "chosen for" not in result.stderr
+        assert result.stdout == "" and "chosen for" not in result.stderr
     assert files(out) == before and not (root / "new").exists()
 
 
@@ -98,9 +102,26 @@ def test_a_folder_that_the_user_names_must_be_free(tmp_path):
     assert_refused(run_main(*arguments, "--dataset", "npz:none.npz", "--out", tmp_path / "none"), "none.npz")
     assert not (tmp_path / "none").exists()  # nothing was written, nothing is left
 
-    # A run that goes on has other weights in the end: the page of the earlier ones goes.
-    assert run_main(*arguments, "--resume", "--steps", 8).returncode == 0
-    assert not (out / "report.html").exists() and files(out)["model.safetensors"] != before["model.safetensors"]
+    wrong = run_main(*arguments, "--resume", "--val-images", 9)
+    assert_refused(wrong, "another configuration: val_images was 6, is 9")
+    assert wrong.stdout == wrong.stderr.partition("error:")[0] == ""  # before the images are read
+
+    # A run that goes on has other weights in the end: the page of the earlier ones goes, and what the user exported stays.
+    (out / "model.int8.onnx").write_bytes(b"exported")
+    (out / "comparison.html").write_text("of the earlier weights")
+    assert "removed" not in run_main(*arguments, "--resume").stderr  # nothing to do
+    result = run_main(*arguments, "--resume", "--steps", 8)
+    notes = [line for line in result.stderr.splitlines() if str(out) in line]
+    assert [line.partition(" in ")[0].partition(" removed")[0] for line in notes] == [
+        "note: report.html, curves.png, confusion.png, mistakes.png, run.png, comparison.html",
+        "note: model.int8.onnx",
+    ]
+    assert files(out)["model.safetensors"] != before["model.safetensors"] and files(out)["model.int8.onnx"] == b"exported"
+    assert not {"report.html", "curves.png", "comparison.html"} & {*files(out)}
+    (out / "model.int8.onnx").unlink()
+    again = run_main(*arguments, "--resume", "--steps", 12, "--report")
+    assert (out / "report.html").exists() and str(out) not in again.stderr
+    assert run_main(*arguments, "--resume", "--steps", 16).stderr.count("removed") == 1
 
 
 def test_the_second_training_in_a_folder_says_so(tmp_path):

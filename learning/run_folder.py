@@ -15,20 +15,31 @@ from config import InputError
 from learning.history import Observer, Training
 
 REPORT = ("report.html", "report.md", "augmented.png", "curves.png", "confusion.png", "mistakes.png", "run.png")
+PAGES = (*REPORT, "comparison.html", "validation-accuracy.png")
+"""What shows a run, of its weights at the time."""
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
 """Any of these makes a folder a run's."""
-ALL = (*RUN, *REPORT, "model.json", "log.csv", "tensorboard", "comparison.html", "validation-accuracy.png", "lr-find.png")
+ALL = (*RUN, *PAGES, "model.json", "log.csv", "tensorboard", "lr-find.png")
+EXPORTED = (".onnx", ".pt2")
+"""Endings of files that `export` makes of weights: the user's, never removed."""
 
 
 @contextlib.contextmanager
 def run_folder(
-    default: Path, named: Path | None, dataset: str, resume: bool, overwrite: bool, inputs: Sequence[Path] = ()
+    default: Path,
+    named: Path | None,
+    dataset: str,
+    resume: bool,
+    overwrite: bool,
+    inputs: Sequence[Path] = (),
+    instead: str = "--resume, --overwrite or another --out",
 ) -> Iterator[Path]:
     """The folder to write a training on `dataset` to, which no other training writes to inside the block.
 
     A folder that the user `named` must hold no run, unless it is resumed or overwritten. `default` gets another name, `-2` and so
     on, where it holds one; of these, resuming and overwriting take the latest run on `dataset`. A run to overwrite is still there:
-    `Overwrite` removes it once the new one starts.
+    `Overwrite` removes it once the new one starts. `instead` is what the user may pass where a folder is not free; of a run that
+    nobody can overwrite it is empty.
 
     Raises InputError where a named folder holds a run, another training writes to it, there is nothing to resume, a folder cannot
     be made, or a file of `inputs`, from which the training is to start, would be removed.
@@ -43,9 +54,9 @@ def run_folder(
             if not stack.enter_context(_lock(folder)):
                 raise InputError(f"another training is writing to {folder}: wait for its end, or pass another --out")
             if holds_run(folder) and not (resume or overwrite):
-                raise InputError(f"{folder} holds a run: pass --resume, --overwrite or another --out")
+                raise InputError(f"{folder} holds a run: pass {instead}")
         else:
-            folder = stack.enter_context(_free(default))
+            folder = stack.enter_context(_free(default, " (--overwrite replaces a run)" if "--overwrite" in instead else ""))
         if overwrite:
             for path in inputs:
                 if path.resolve().parent == folder.resolve():
@@ -61,6 +72,7 @@ class Overwrite(Observer):
 
     def started(self, trainer: Training) -> None:
         remove(self.folder, ALL)
+        say_exported(self.folder)
 
 
 def holds_run(folder: Path) -> bool:
@@ -68,32 +80,50 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN)
 
 
-def remove(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove these files and folders, where they are, from `folder`. Raises InputError where that fails."""
-    for name in names:
+def remove(folder: Path, names: Sequence[str]) -> list[str]:
+    """Remove these files and folders, where they are, from `folder`; returns those that were there. Raises InputError where that
+    fails."""
+    there = [name for name in dict.fromkeys(names) if os.path.lexists(folder / name)]
+    for name in there:
         path = folder / name
         try:
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
         except OSError as error:
             raise InputError(f"cannot remove {path}: {error.strerror or error}") from error
+    return there
+
+
+def remove_pages(folder: Path, is_shown_anew: bool) -> None:
+    """Remove the pages and plots of a run whose weights are about to be replaced, and say so on stderr; of what the user exported
+    it is said only. Nothing is said of a report that is written anew."""
+    gone = [name for name in remove(folder, PAGES) if not (is_shown_anew and name in REPORT)]
+    if gone:
+        again = "" if is_shown_anew else "; --report writes a new report"
+        print(f"note: {', '.join(gone)} removed from {folder}: of the weights before this training went on{again}", file=sys.stderr)
+    say_exported(folder)
+
+
+def say_exported(folder: Path, pattern: str = "*") -> None:
+    """Say on stderr which exported files of such names in `folder` are of replaced weights: they are the user's and stay."""
+    exported = sorted(path.name for path in folder.glob(pattern) if path.suffix in EXPORTED)
+    if exported:
+        print(f"note: {', '.join(exported)} in {folder} stay as they are, of the earlier weights: export again", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _free(default: Path) -> Iterator[Path]:
-    """The first of `default`, `default-2`, ... that holds no run and that no training writes to, locked."""
+def _free(default: Path, advice: str) -> Iterator[Path]:
+    """The first of `default`, `default-2`, ... that holds no run and that no training writes to, locked; `advice` ends the note
+    that says where the run goes."""
     number = 1
     while True:
         folder = _numbered(default, number)
         with _lock(folder) as is_ours:
             if is_ours and not holds_run(folder):
                 if number > 1:
-                    print(
-                        f"note: {default} holds another run: this one is written to {folder} (--overwrite replaces a run)",
-                        file=sys.stderr,
-                    )
+                    print(f"note: {default} holds another run: this one is written to {folder}{advice}", file=sys.stderr)
                 yield folder
                 return
         number += 1
