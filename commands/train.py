@@ -166,7 +166,8 @@ class Train:
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         if kept:
             checkpoint.demand_same_data(out / "checkpoint.pt", kept, trainer.card)
-        print(table, flush=True)  # now that nothing is known to be wrong
+        if table:
+            print(table, flush=True)  # now that nothing is known to be wrong
         say_limits(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
         with board or contextlib.nullcontext():
