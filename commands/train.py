@@ -142,6 +142,7 @@ class Train:
         if kept:  # what was fitted to the data stays as it was, whatever the rules are now
             budget = () if {*BUDGET} & {*self.given} else BUDGET
             same = ({*FITTED} - {*BUDGET, *self.given} | {*budget}) & {*kept["config"]}
+            same |= {"max_lr"} if self.finds_max_lr else set()  # as it was found then
             config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
             checkpoint.demand_same_config(out / "checkpoint.pt", kept, config)
         teachers = [load_teacher(Path(path), torch.device("cpu")) for path in config.teacher]
@@ -157,8 +158,6 @@ class Train:
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
-        if kept and self.finds_max_lr:  # as it was found then
-            config = dataclasses.replace(config, max_lr=kept["config"]["max_lr"])
         seed_everything(config.seed)
         about = {"preset": self.preset}
         if spec:
@@ -197,7 +196,8 @@ class Train:
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         if kept:
             checkpoint.demand_same_data(out / "checkpoint.pt", kept, trainer.card)
-        print(table, flush=True)  # now that nothing is known to be wrong
+        if table:
+            print(table, flush=True)  # now that nothing is known to be wrong
         if rules and distributed.is_main():
             say_demands(rules, model, dataset, config)
         say_limits(dataset, trainer.val_split)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from config import InputError
-from images.files import ReadImage, decode, is_hidden, is_image, natural, printable, say_left_out, some_of, walk_images
+from images.files import NAMED, ReadImage, decode, is_hidden, is_image, natural, printable, say_left_out, some_of, walk_images
 from images.sources import SPLIT_NAMES, ImageDataset, Split, stratified_split
 from utils import demand_regular_file
 
@@ -274,7 +274,7 @@ def _say_unreadable(path: Path, count: int, unreadable: Sequence[tuple[Path, Inp
 
 
 def _by_reason(path: Path, unreadable: Sequence[tuple[Path, InputError]]) -> str:
-    """The files in `path`, each with why it cannot be read, or several with the reason they share; three reasons at most."""
+    """The files in `path`, each with why it cannot be read, or several with the reason they share."""
     names: dict[str, list[str]] = {}
     for file, error in unreadable:
         reason = (
@@ -282,5 +282,5 @@ def _by_reason(path: Path, unreadable: Sequence[tuple[Path, InputError]]) -> str
         )
         names.setdefault(reason, []).append(printable(file.relative_to(path)))
     texts = [f"{some_of(files)} ({reason})" for reason, files in names.items()]
-    rest = sum(map(len, [*names.values()][3:]))
-    return ", ".join(texts[:3]) + (f" and {rest:,} more" if rest else "")
+    rest = sum(map(len, [*names.values()][NAMED:]))  # truncated files each have a reason of their own
+    return ", ".join(texts[:NAMED]) + (f" and {rest:,} more" if rest else "")

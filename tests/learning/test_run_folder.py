@@ -113,7 +113,7 @@ def test_a_folder_that_the_user_names_must_be_free(tmp_path):
     result = run_main(*arguments, "--resume", "--steps", 8)
     notes = [line for line in result.stderr.splitlines() if str(out) in line]
     assert [line.partition(" in ")[0].partition(" removed")[0] for line in notes] == [
-        "note: report.html, curves.png, confusion.png, mistakes.png, run.png, comparison.html",
+        "note: report.html, report.md, curves.png, confusion.png, mistakes.png, run.png, comparison.html",
         "note: model.int8.onnx",
     ]
     assert files(out)["model.safetensors"] != before["model.safetensors"] and files(out)["model.int8.onnx"] == b"exported"
