@@ -19,6 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import tyro
 
 from commands.check import COMMANDS as LIMITS_COMMANDS
+from commands.fit import COMMANDS as FIT_COMMANDS
 from commands.sprint import Sprint
 from commands.train import Train, train_defaults
 from config import InputError
@@ -32,7 +33,7 @@ class Lab:
     """Run an experiment of the course: `./run.sh lab --help` lists them."""
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
+COMMANDS = {"sprint": Sprint, "train": Train, **FIT_COMMANDS, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
 
 
 def parse(arguments: list[str]) -> Any:

@@ -17,7 +17,11 @@ from learning.history import Observer, Training
 REPORT = ("report.html", "curves.png", "confusion.png", "mistakes.png", "run.png")
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
 """Any of these makes a folder a run's."""
-ALL = (*RUN, *REPORT, "model.json", "log.csv", "tensorboard", "comparison.html", "validation-accuracy.png")
+ALL = (
+    *RUN,
+    *REPORT,
+    *("model.json", "log.csv", "tensorboard", "comparison.html", "validation-accuracy.png", "study.sqlite", "preset.txt"),
+)
 
 
 @contextlib.contextmanager

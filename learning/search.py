@@ -71,21 +71,24 @@ class Space:
         self.stems = [name for name in STEMS if name != "4/4" or min(image_size) >= 64]
         if "strided" in forbidden:
             self.stems = [name for name in self.stems if STEMS[name][1] == 1]
-        self.downs = ["none", *({"pool": "max_pool", "stride": "strided"}[k] not in forbidden and k for k in ("pool", "stride"))]
-        self.downs = [down for down in self.downs if down]
+        downs = {"none": "", "pool": "max_pool", "stride": "strided"}
+        self.downs = [down for down, kind in downs.items() if kind not in forbidden]
         self.norms = _norms(rules)
         self.layouts = _layouts(rules)
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """The arguments of model.Net that `trial` describes, before they are brought within the limits."""
-        kernel, stride, padding = STEMS[trial.suggest_categorical("stem", self.stems)]
+        kernel, stride, padding = STEMS[str(trial.suggest_categorical("stem", self.stems))]
         widths = [trial.suggest_int(f"width{i}", *WIDTHS, log=True) for i in range(1, 5)]
-        downs = [trial.suggest_categorical(f"down{i}", self.downs) for i in range(1, 5)]
-        kinds = [[trial.suggest_categorical(f"kind{i}{j}", self.kinds) for j in range(self._longest)] for i in range(1, 5)]
-        norm = trial.suggest_categorical("norm", self.norms)
+        downs: Any = [trial.suggest_categorical(f"down{i}", self.downs) for i in range(1, 5)]
+        kinds: Any = [[trial.suggest_categorical(f"kind{i}{j}", self.kinds) for j in range(self._longest)] for i in range(1, 5)]
+        norm: Any = trial.suggest_categorical("norm", self.norms)
         if self.layouts:
             layout = self.layouts[trial.suggest_int("layout", 0, len(self.layouts) - 1)]
-            kinds = [[self._fitting(kind, symbol) for kind, symbol in zip(*pair, strict=False)] for pair in zip(kinds, layout)]
+            kinds = [
+                [self._fitting(kind, symbol) for kind, symbol in zip(*pair, strict=False)]
+                for pair in zip(kinds, layout, strict=True)
+            ]
             downs = ["pool" if block.startswith(("CP", "cP")) else "none" for block in _with_pools(self.rules.layers, layout)]
         else:
             counts = [trial.suggest_int(f"layers{i}", *self._counts) for i in range(1, 5)]
@@ -168,9 +171,7 @@ class Space:
     def _one_of(self, *wanted: str) -> str:
         return next(kind for kind in wanted if kind in self.kinds)
 
-    def _net(
-        self, widths: list[int], downs: list[str], kinds: Layers, stem: tuple[int, int, int], norm: str
-    ) -> dict[str, Any]:
+    def _net(self, widths: list[int], downs: list[str], kinds: Layers, stem: tuple[int, int, int], norm: str) -> dict[str, Any]:
         kernel, stride, padding = stem
         downs = ["pool" if downs[0] == "pool" else "none", *downs[1:]]
         side = (min(self.image_size) + 2 * padding - kernel) // stride + 1
@@ -228,9 +229,10 @@ class Space:
                     self._exchange(net, kinds, other, lambda ending=ending, least=least: _count(kinds, ending) >= least)
         for required, least in Counter(self.rules.require).items():
             if required[0] == "dilated":  # last: it keeps what is separable so
-                dilated = ("dense_dilated", "separable_dilated")
                 for other in (DILATED, {"pointwise": self.kinds[-1]}):
-                    self._exchange(net, kinds, other, lambda least=least: _count(kinds, dilated) >= least)
+                    self._exchange(
+                        net, kinds, other, lambda least=least: _count(kinds, ("dense_dilated", "separable_dilated")) >= least
+                    )
             if required[0] in ("max_pool", "strided") and not self.layouts:
                 _shrink(net, kinds, required[0], least)
 
@@ -243,16 +245,17 @@ class Space:
     def _narrowed(self, net: dict[str, Any]) -> dict[str, Any]:
         """`net` with the widest blocks, in the same proportions, that have fewer parameters than is allowed."""
         limit = self.rules.max_parameters
-        if limit is None or self._parameters(net) < limit:
+        if limit is None or self.parameters(net) < limit:
             return net
         low, high = 0.0, 1.0
         for _ in range(9):
             scale = (low + high) / 2
-            is_small = self._parameters({**net, "widths": _scaled(net["widths"], scale)}) < limit
+            is_small = self.parameters({**net, "widths": _scaled(net["widths"], scale)}) < limit
             low, high = (scale, high) if is_small else (low, scale)
         return {**net, "widths": _scaled(net["widths"], low)}
 
-    def _parameters(self, net: dict[str, Any]) -> int:
+    def parameters(self, net: dict[str, Any]) -> int:
+        """Trainable parameters of the network."""
         import torch
 
         with torch.device("meta"):  # no memory, no random numbers
@@ -314,8 +317,8 @@ def _layouts(rules: Assignment) -> list[tuple[str, ...]]:
     if not symbols:
         return []
     refused = InputError(
-        f"fit cannot build the layers of the assignment {rules.name}: its networks begin with C, end with GAP c and have at most four P, "
-        "each behind a convolution"
+        f"fit cannot build the layers of the assignment {rules.name}: its networks begin with C, end with GAP c and have up to four P, "
+        "each after a convolution"
     )
     if symbols[-2:] != ["GAP", "c"] or symbols[0] != "C" or "PP" in "".join(symbols):
         raise refused
