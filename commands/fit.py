@@ -50,8 +50,8 @@ class Fit:
     budget: str = "10m"
     """Time for everything: 90s, 10m, 2h or 1h30m."""
     study: Annotated[str, tyro.conf.arg(metavar="FILE|postgresql://USER@HOST/DATABASE", help_behavior_hint="")] = ""
-    """Where the networks that were tried are kept (default: study.sqlite in the folder of the run). A study that is there is continued;
-    several processes may work on it at the same time."""
+    """Where the networks that were tried are kept (default: study.sqlite in the folder of the run). A study that is there
+    is continued; several processes may work on it at the same time."""
     search_only: bool = False
     """Search for the whole budget and train nothing: for the processes that help another one with its study."""
     data_dir: Path = ROOT / "data"

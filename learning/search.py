@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
@@ -85,10 +86,7 @@ class Space:
         norm: Any = trial.suggest_categorical("norm", self.norms)
         if self.layouts:
             layout = self.layouts[trial.suggest_int("layout", 0, len(self.layouts) - 1)]
-            kinds = [
-                [self._fitting(kind, symbol) for kind, symbol in zip(*pair, strict=False)]
-                for pair in zip(kinds, layout, strict=True)
-            ]
+            kinds = [[self._fitting(*pair) for pair in zip(*block, strict=False)] for block in zip(kinds, layout, strict=True)]
             downs = ["pool" if block.startswith(("CP", "cP")) else "none" for block in _with_pools(self.rules.layers, layout)]
         else:
             counts = [trial.suggest_int(f"layers{i}", *self._counts) for i in range(1, 5)]
@@ -97,8 +95,7 @@ class Space:
 
     def parameters_of(self, net: dict[str, Any]) -> dict[str, Any] | None:
         """What a trial must suggest for the network of a preset, or one near it; None where the space has none like it."""
-        defaults = {"widths": (32, 64, 96, 96), "pools": (2, 2, 1, 1), "strides": (1, 1, 1), "kinds": _default_kinds()}
-        net = {**defaults, "stem_kernel": 4, "stem_stride": 2, "norm": "batch", **net}
+        net = {name: parameter.default for name, parameter in inspect.signature(Net).parameters.items()} | net
         stem = f"{net['stem_kernel']}/{net['stem_stride']}"
         found: dict[str, Any] = {"stem": stem if stem in self.stems else self.stems[0]}
         strides = (1, *net["strides"])
@@ -199,7 +196,7 @@ class Space:
             "logit_scale": 1.0,
         }
 
-    def _changeable(self, net: dict[str, Any], kinds: Layers) -> list[tuple[int, int]]:
+    def _changeable(self, kinds: Layers) -> list[tuple[int, int]]:
         """Block and layer of what may become another kind, the deepest first: not the stem, nor a demanded 1x1 convolution."""
         return [
             (i, j)
@@ -208,39 +205,40 @@ class Space:
             if kinds[i][j] != "whitening" and not (self.layouts and kinds[i][j] == "pointwise")
         ]
 
-    def _exchange(self, net: dict[str, Any], kinds: Layers, other: dict[str, str], is_done: Any) -> None:
-        """Exchange layers by `other`, the deepest first, until `is_done()`."""
-        for i, j in self._changeable(net, kinds):
-            if is_done():
-                return
-            new = other.get(kinds[i][j], "")
-            has_stride = i > 0 and j == 0 and net["strides"][i - 1] > 1
-            if new in self.kinds and not (has_stride and new.endswith("dilated")):
-                kinds[i][j] = new
+    def _exchange(self, net: dict[str, Any], kinds: Layers, other: dict[str, str], wanted: tuple[str, ...], least: int) -> None:
+        """Exchange layers by `other`, the deepest first, until `least` of them are `wanted`."""
+        for i, j in self._changeable(kinds):
+            if _count(kinds, wanted) < least:
+                self._change(net, kinds, i, j, other)
+
+    def _change(self, net: dict[str, Any], kinds: Layers, i: int, j: int, other: dict[str, str]) -> None:
+        new = other.get(kinds[i][j], "")
+        has_stride = i > 0 and j == 0 and net["strides"][i - 1] > 1
+        if new in self.kinds and not (has_stride and new.endswith("dilated")):
+            kinds[i][j] = new
 
     def _require(self, net: dict[str, Any], kinds: Layers) -> None:
-        for required, least in Counter(self.rules.require).items():
-            for kind, ending, other in (
-                ("separable", ("separable", "separable_dilated"), SEPARATED),
-                ("grouped", ("separable", "separable_dilated"), SEPARATED),
-                ("pointwise", ("pointwise",), dict.fromkeys(KINDS, "pointwise")),
-            ):
-                if required[0] == kind:
-                    self._exchange(net, kinds, other, lambda ending=ending, least=least: _count(kinds, ending) >= least)
-        for required, least in Counter(self.rules.require).items():
-            if required[0] == "dilated":  # last: it keeps what is separable so
-                for other in (DILATED, {"pointwise": self.kinds[-1]}):
-                    self._exchange(
-                        net, kinds, other, lambda least=least: _count(kinds, ("dense_dilated", "separable_dilated")) >= least
-                    )
-            if required[0] in ("max_pool", "strided") and not self.layouts:
-                _shrink(net, kinds, required[0], least)
+        """Exchange layers until the required kinds are there; dilation comes last: it keeps what is separable so."""
+        separable, dilated = ("separable", "separable_dilated"), ("dense_dilated", "separable_dilated")
+        ways: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {
+            "separable": [(separable, SEPARATED)],
+            "grouped": [(separable, SEPARATED)],
+            "pointwise": [(("pointwise",), dict.fromkeys(KINDS, "pointwise"))],
+            "dilated": [(dilated, DILATED), (dilated, {"pointwise": self.kinds[-1]})],
+        }
+        required = Counter(kinds[0] for kinds in self.rules.require)
+        for kind, exchanges in ways.items():
+            for wanted, other in exchanges:
+                self._exchange(net, kinds, other, wanted, required[kind])
+        for kind in ("max_pool", "strided"):
+            if required[kind] and not self.layouts:
+                _shrink(net, kinds, kind, required[kind])
 
     def _widen_field(self, net: dict[str, Any], kinds: Layers) -> None:
         least = self.rules.min_receptive_field
-        if least is not None:
-            for _ in range(2):  # a 1x1 convolution first becomes 3x3, then dilated
-                self._exchange(net, kinds, LARGER, lambda: receptive_field(net, kinds) > least)
+        for i, j in [*self._changeable(kinds)] * 2:  # a 1x1 convolution first becomes 3x3, then dilated
+            if least is not None and receptive_field(net, kinds) <= least:
+                self._change(net, kinds, i, j, LARGER)
 
     def _narrowed(self, net: dict[str, Any]) -> dict[str, Any]:
         """`net` with the widest blocks, in the same proportions, that have fewer parameters than is allowed."""
@@ -317,7 +315,7 @@ def _layouts(rules: Assignment) -> list[tuple[str, ...]]:
     if not symbols:
         return []
     refused = InputError(
-        f"fit cannot build the layers of the assignment {rules.name}: its networks begin with C, end with GAP c and have up to four P, "
+        f"fit cannot build the layers of the assignment {rules.name}: they begin with C, end with GAP c and have up to four P, "
         "each after a convolution"
     )
     if symbols[-2:] != ["GAP", "c"] or symbols[0] != "C" or "PP" in "".join(symbols):
@@ -348,9 +346,3 @@ def _with_pools(text: str, layout: tuple[str, ...]) -> list[str]:
             taken, rest = taken + rest[0], rest[1:]
         found.append(taken)
     return found
-
-
-def _default_kinds() -> Any:
-    import inspect
-
-    return inspect.signature(Net).parameters["kinds"].default
