@@ -16,7 +16,7 @@ from commands.shared import silence, write_report
 from config import InputError, TrainConfig
 from learning.presets import PRESETS
 from learning.weights import save_weights
-from utils import ASSIGNMENT, ROOT, STATED, set_threads, write_atomically, write_json
+from utils import ASSIGNMENT, ROOT, STATED, resolve_device, set_threads, write_atomically, write_json
 
 if TYPE_CHECKING:
     from commands.trying import Run
@@ -78,27 +78,30 @@ class Fit:
             raise InputError("--search-only helps with a study: name it with --study")
         config = dataclasses.replace(RECIPE, seed=self.seed, device=self.device)  # raises where they are wrong
         from images import data
-        from learning.study import INSTALL
+        from learning.study import demand_optuna, name_of
         from limits.assignments import default, load
 
-        try:
-            import optuna  # noqa: F401
-        except ImportError as error:
-            raise InputError(INSTALL) from error
+        demand_optuna()
         named = load(self.assignment) if self.assignment else None
         rules = named or default()
         set_threads(self.threads)
+        resolve_device(self.device)
         with silence(self.quiet), contextlib.ExitStack() as stack:
             wanted = rules.dataset if named and rules.dataset and self.dataset == "auto" else self.dataset
             name = data.resolve_auto(wanted, self.data_dir)
             folder = ROOT / "runs" / f"fit-{data.file_name(name)}"
-            out = stack.enter_context(run_folder(folder, self.out, name, False, self.overwrite))
+            inputs = [Path(self.study)] if self.study else []
+            out = (
+                folder
+                if self.search_only
+                else stack.enter_context(run_folder(folder, self.out, name, False, self.overwrite, inputs))
+            )
             dataset = data.load(name, self.data_dir, 0, self.skip_unreadable)
             place = self.study or str(out / STUDY)
             try:
                 status = self._fit(dataset, rules, config, out, place, began, ends)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"the study stays in {place}: the same command with --study goes on with it") from None
+                raise KeyboardInterrupt(f"the same command with --study {name_of(place)} goes on with what was tried") from None
         if self.quiet and not self.search_only:
             print(out)
         return status
@@ -110,12 +113,12 @@ class Fit:
         from learning.fitting import say_missing_classes
 
         candidates = Candidates(dataset, rules, config)
-        if self.overwrite:
+        if self.overwrite and not self.search_only:
             remove(out, ALL)
         search = (ends - began) * (1 if self.search_only else SEARCH)
         best = candidates.search(place, search, began + search)
         print(
-            f"the best is network {best.number}: {best.score:.1%} on the validation images, {best.parameters:,} parameters",
+            f"the best is network {best.number}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
             flush=True,
         )
         if self.search_only:

@@ -17,7 +17,7 @@ from learning.fitting import AVERAGED_SHARE, MIN_STEPS, demand_fits, fit_to_data
 from learning.history import Observer, Observers, Training
 from learning.log import Log
 from learning.search import Space
-from learning.study import RUNGS, Result, best, give_back, next_trial, open_study, results, score
+from learning.study import RUNGS, Result, best, give_back, next_trial, open_study, results, score, told
 from limits.assignments import Assignment
 from model import Net
 from training import Trainer
@@ -120,7 +120,7 @@ class Candidates:
             print(f"note: going on with a study in which {there} networks have been tried", file=sys.stderr)
         unit, refused, reasons = study.user_attrs["unit"], 0, ""
         layout = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
-        with tqdm(total=max(0.0, ends - time.monotonic()), bar_format=layout, disable=None, leave=False) as self.bar:
+        with told(place), tqdm(total=max(0.0, ends - time.monotonic()), bar_format=layout, disable=None, leave=False) as self.bar:
             while ends - time.monotonic() > unit or not results(study):
                 trial = next_trial(study, self.space.known())
                 try:
@@ -180,6 +180,7 @@ class Candidates:
                 pace, rest = run.step_seconds, run.rest_seconds
                 trial.report(run.score, rung)
                 trial.set_user_attr("rung", rung)
+                trial.set_user_attr("accuracy", run.trainer.history.val_accuracy)
                 if rung < RUNGS[-1] and not is_first and trial.should_prune():
                     state = TrialState.PRUNED
                     break
@@ -195,11 +196,11 @@ class Candidates:
         assert leader
         line = (
             f"network {trial.number}: {run.trainer.history.val_accuracy:.1%} after {seconds:.3g} s of training, "
-            f"{trial.user_attrs['parameters']:,} parameters; the best so far is network {leader.number} with {leader.score:.1%}; "
+            f"{trial.user_attrs['parameters']:,} parameters; the best so far is network {leader.number} with {leader.accuracy:.1%}; "
             f"{left:.0f} s of the search are left"
         )
         if self.bar is not None:
-            self.bar.set_postfix_str(f"best: {leader.score:.1%}", refresh=False)
+            self.bar.set_postfix_str(f"best: {leader.accuracy:.1%}", refresh=False)
             self.bar.write(line)
             sys.stdout.flush()
 

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ RANDOM_TRIALS = 8
 """Candidates before the sampler (TPE, Bergstra et al. 2011) has seen enough to prefer some."""
 LOST_AFTER = 1800
 """Seconds after which the candidate of another machine that is heard of no more is tried again."""
-INSTALL = "fit requires Optuna: .venv/bin/pip install -r requirements-fit.txt"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Result:
     parameters: int
     rung: int
     """Length of its longest run, one of RUNGS."""
+    accuracy: float
+    """Validation accuracy of that run, 0 to 1."""
     score: float
-    """Validation accuracy of that run, 0 to 1, less a thousandth of the loss: it tells candidates of equal accuracy apart."""
+    """The same less a thousandth of the loss, which tells candidates of equal accuracy apart."""
     is_first: bool
     """Whether it is the default preset's network."""
 
@@ -59,19 +61,18 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
     `about` says what limits and what data it is for, `unit` how many seconds its shortest runs take: a study that is there keeps
     its own. Raises InputError where Optuna is missing, the place cannot be used, or its study is about something else.
     """
-    try:
-        import optuna
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as error:
-        raise InputError(INSTALL) from error
+    demand_optuna()
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url, name = _address(place)
     options: dict[str, Any] = {"connect_args": {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is experimental in Optuna is tested here
+        warnings.simplefilter("ignore")  # Optuna says of some of its parts that they are experimental
         sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, multivariate=True)
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=REDUCTION)
-    try:
+    with told(place):
         _demand_study(url, name, options)
         for attempt in range(5):
             try:
@@ -84,11 +85,6 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
                 if attempt == 4:
                     raise
                 time.sleep(0.2 * (attempt + 1))
-    except ImportError as error:
-        raise InputError("a study in PostgreSQL requires psycopg: .venv/bin/pip install -r requirements-postgres.txt") from error
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise InputError(f"cannot use the study {name}: {reason}") from error
     kept = study.user_attrs
     if "about" not in kept:
         study.set_user_attr("unit", unit)
@@ -98,6 +94,34 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
         if differ:
             raise InputError(f"the study {name} is about another {' and '.join(differ)}: pass another --study")
     return study
+
+
+def demand_optuna() -> None:
+    """Raise InputError where Optuna is missing."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InputError("fit requires Optuna: .venv/bin/pip install -r requirements-fit.txt") from error
+
+
+@contextlib.contextmanager
+def told(place: str) -> Iterator[None]:
+    """What goes wrong with the study at `place` is an InputError, in one line without a password."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except ImportError as error:
+        raise InputError("a study in PostgreSQL requires psycopg: .venv/bin/pip install -r requirements-postgres.txt") from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+        raise InputError(f"cannot use the study {name_of(place)}: {' '.join(str(reason).split())[:200]}") from error
+
+
+def name_of(place: str) -> str:
+    """`place` without a password."""
+    return _address(place)[1]
 
 
 def _address(place: str) -> tuple[str, str]:
@@ -185,10 +209,10 @@ def results(study: Study) -> list[Result]:
     for trial in study.get_trials(deepcopy=False):
         if trial.intermediate_values and "net" in trial.user_attrs:
             rung = max(trial.intermediate_values)
-            about = trial.user_attrs
+            value, about = trial.intermediate_values[rung], trial.user_attrs
+            accuracy = about.get("accuracy", value)  # a process that was killed may not have said it
             is_first = about.get("known") == 0
-            value = trial.intermediate_values[rung]
-            found.append(Result(trial.number, _net(about["net"]), about["parameters"], rung, value, is_first))
+            found.append(Result(trial.number, _net(about["net"]), about["parameters"], rung, accuracy, value, is_first))
     return found
 
 
@@ -203,9 +227,8 @@ def best(found: list[Result], val_images: int) -> Result | None:
     longest = [result for result in found if result.rung == max(one.rung for one in found)]
     leader = max(longest, key=lambda result: result.score)
     for first in (result for result in longest if result.is_first):
-        accuracy = min(max(first.score, 0.0), 1.0)
         # At 0% and 100% the binomial deviation is 0: with one more image of each kind it is not.
-        share = (accuracy * val_images + 1) / (val_images + 2)
+        share = (first.accuracy * val_images + 1) / (val_images + 2)
         if leader.score - first.score <= math.sqrt(share * (1 - share) / val_images):
             return first
     return leader
