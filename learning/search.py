@@ -135,10 +135,10 @@ class Space:
         net = {**net, "kinds": tuple(map(tuple, kinds))}
         net = self._narrowed(net)
         failed = self.failed(net)
-        for _ in range(8):
+        for _ in range(12):
             if not failed or not all(one.name.startswith(SIZES) for one in failed):
                 break
-            narrower = _scaled(net["widths"], 0.85)
+            narrower = _scaled(net["widths"], 0.8)
             if narrower == net["widths"]:
                 break
             net = {**net, "widths": narrower}
