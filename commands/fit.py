@@ -115,8 +115,7 @@ class Fit:
         candidates = Candidates(dataset, rules, config)
         if self.overwrite and not self.search_only:
             remove(out, ALL)
-        search = (ends - began) * (1 if self.search_only else SEARCH)
-        best = candidates.search(place, search, began + search)
+        best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
         print(
             f"the best is network {best.number}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
             flush=True,
@@ -160,7 +159,7 @@ class Fit:
 
 def seconds_of(text: str) -> float:
     """The seconds in `90s`, `10m`, `2h` or `1h30m`. Raises InputError where it is none of these, below 10 s or above 30 days."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smh])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise InputError(f"--budget is {text!r:.40}: write it as 90s, 10m, 2h or 1h30m")
     seconds = sum(float(number) * UNITS[unit] for number, unit in parts)

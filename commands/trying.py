@@ -107,15 +107,17 @@ class Candidates:
         self.space = Space(rules, dataset.num_channels, dataset.num_classes, dataset.image_size)
         self.bar: tqdm | None = None
 
-    def search(self, place: str, seconds: float, ends: float) -> Result:
-        """Try candidates until `ends` on the monotonic clock, with the study at `place`; its best one.
+    def search(self, place: str, ends: float, share: float) -> Result:
+        """Try candidates for a share of the time that is left until `ends` on the monotonic clock; the best one of the study.
 
-        `seconds`: how long the whole search takes, by which the length of its runs is chosen. Raises InputError as `open_study`
-        does, and where no network within the limits is found.
+        The length of the runs follows from that time, but in a study that is continued. Raises InputError as `open_study` does, and
+        where no network within the limits is found.
         """
+        began = time.monotonic()
+        ends = began + share * (ends - began)
         data = {"classes": list(self.whole.classes), "images": len(self.whole.train.labels), "size": list(self.whole.image_size)}
         limits = self.rules.model_dump(mode="json", exclude={"name", "about", "preset", "dataset"})
-        study = open_study(place, {"data": data, "limits": limits}, max(LEAST_UNIT, seconds / SHORTEST))
+        study = open_study(place, {"data": data, "limits": limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
         if there := len(results(study)):
             print(f"note: going on with a study in which {there} networks have been tried", file=sys.stderr)
         unit, refused, reasons = study.user_attrs["unit"], 0, ""
