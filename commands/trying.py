@@ -38,7 +38,7 @@ LEAST_STEPS = 10
 FEW = 2000
 """Validation images that rank the candidates, at most; the final training has all of them."""
 EVALUATIONS = 20
-"""Of the final training."""
+"""Of the final training, unless they would take more than a tenth of it."""
 MARGIN = 0.95
 """Share of the time that the final training is planned for: not all steps take the same time."""
 MOST_EPOCHS = 300
@@ -152,12 +152,20 @@ class Candidates:
         probe = self._run(net, 2 * PROBE, whole)
         one = probe.rest_seconds / 2  # evaluation
         test = one * len(self.whole.test.labels) / len(self.val.labels)
-        left = MARGIN * (ends - time.monotonic()) - test - (EVALUATIONS + 2) * one
+        left = MARGIN * (ends - time.monotonic()) - test
+        evaluations = max(1, min(EVALUATIONS, int(left / 10 / one) if one else EVALUATIONS))
+        left -= (evaluations + 2) * one  # two more choose the weights
         if self.rules.seconds:
             left = min(left, MARGIN * self.rules.seconds)
         steps = self._capped(left / probe.step_seconds)
         print(f"training it for {steps:,} steps ({steps / self.steps_per_epoch:.3g} epochs)", flush=True)
-        return self._run(net, steps, self.whole, out)
+        return self._run(net, steps, self.whole, out, max(1, steps // evaluations))
+
+    def train_shortly(self, net: dict[str, Any], seconds: float, before: Run | None = None) -> Run:
+        """Train this network for about so many seconds, as all candidates are; an earlier run says how long a step of it takes."""
+        before = before or self._run(net, PROBE, self.searched, is_probe=True)
+        rest = min(before.rest_seconds, seconds / 2)
+        return self._run(net, self._capped((seconds - rest) / before.step_seconds), self.searched)
 
     def _try(self, study: Study, trial: Trial, unit: float, ends: float) -> str:
         """Check and train the candidate of `trial`, and tell the study; returns what it fails of the limits."""
@@ -171,26 +179,25 @@ class Candidates:
         trial.set_user_attr("net", candidate.net)
         trial.set_user_attr("parameters", self.space.parameters(candidate.net))
         is_first = trial.user_attrs.get("known") == 0
-        state, rest = TrialState.COMPLETE, 0.0
+        state = TrialState.COMPLETE
+        run: Run | None = None
+        trained = 0.0
         try:
-            pace = self._run(candidate.net, PROBE, self.searched, is_probe=True).step_seconds
             for rung in RUNGS:
-                seconds = unit * rung
-                if trial.user_attrs.get("rung") and ends - time.monotonic() < seconds:
+                if run and ends - time.monotonic() < unit * rung:
                     break  # no time for a longer one
-                run = self._run(candidate.net, self._capped((seconds - rest) / pace), self.searched)
-                pace, rest = run.step_seconds, run.rest_seconds
+                run, trained = self.train_shortly(candidate.net, unit * rung, run), unit * rung
                 trial.report(run.score, rung)
-                trial.set_user_attr("rung", rung)
                 trial.set_user_attr("accuracy", run.trainer.history.val_accuracy)
                 if rung < RUNGS[-1] and not is_first and trial.should_prune():
                     state = TrialState.PRUNED
                     break
-            study.tell(trial, run.score if state == TrialState.COMPLETE else None, state)
         except InputError as error:  # the loss is not finite
             study.tell(trial, state=TrialState.FAIL)
             return str(error)
-        self._say(study, trial, run, rung * unit, ends)
+        assert run
+        study.tell(trial, run.score if state == TrialState.COMPLETE else None, state)
+        self._say(study, trial, run, trained, ends)
         return ""
 
     def _say(self, study: Study, trial: Trial, run: Run, seconds: float, ends: float) -> None:
@@ -212,13 +219,21 @@ class Candidates:
         epochs = min(epochs, self.rules.max_epochs or epochs)
         return max(min(LEAST_STEPS, int(epochs * self.steps_per_epoch)), min(int(steps), int(epochs * self.steps_per_epoch)), 1)
 
-    def _run(self, net: dict[str, Any], steps: int, dataset: ImageDataset, out: Path | None = None, is_probe: bool = False) -> Run:
+    def _run(
+        self,
+        net: dict[str, Any],
+        steps: int,
+        dataset: ImageDataset,
+        out: Path | None = None,
+        eval_every: int = 0,
+        is_probe: bool = False,
+    ) -> Run:
         """Train a network of these arguments for `steps`; with `out`, the final one, on all there is."""
         epochs = steps / self.steps_per_epoch
         config = replace(
             self.config,
             steps=steps,
-            eval_every=max(1, steps // EVALUATIONS) if out else steps,
+            eval_every=eval_every or steps,
             ema_decay=min(self.config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps)),
         )
         if self.rules.peak_epoch and self.rules.peak_epoch < epochs:

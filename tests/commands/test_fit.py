@@ -84,7 +84,7 @@ class Planned(Candidates):
 @pytest.mark.parametrize(
     ("limits", "seconds", "steps"),
     [
-        ("", 300, (285 - 22 * 2 - 10) / 0.1),  # 20 evaluations, the choice of the weights, 100 test images
+        ("", 300, (285 - 10 - (13 + 2) * 2) / 0.1),  # a tenth of it for evaluations, the choice of the weights, 100 test images
         ("seconds = 30", 1000, 0.95 * 30 / 0.1),
         ("max_epochs = 20", 1000, 20 * 11),  # of 11 batches of 16
         ("", 10, 10),
