@@ -20,6 +20,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import tyro
 
 from commands.check import COMMANDS as LIMITS_COMMANDS
+from commands.fit import COMMANDS as FIT_COMMANDS
 from commands.lr_find import COMMANDS as RATE_COMMANDS
 from commands.sprint import Sprint
 from commands.train import Train, train_defaults, without_auto
@@ -34,7 +35,16 @@ class Lab:
     """Run an experiment of the course: `./run.sh lab --help` lists them."""
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **RATE_COMMANDS, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
+COMMANDS = {
+    "sprint": Sprint,
+    "train": Train,
+    **FIT_COMMANDS,
+    **RATE_COMMANDS,
+    **RESULTS_COMMANDS,
+    **LIMITS_COMMANDS,
+    **COURSE_COMMANDS,
+    "lab": Lab,
+}
 
 
 def parse(arguments: list[str]) -> Any:

@@ -1,0 +1,186 @@
+"""fit: the network that satisfies an assignment's limits and suits the user's images, found and trained within a budget of time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from commands.shared import silence, write_report
+from config import InputError, TrainConfig
+from learning.presets import PRESETS
+from learning.run_folder import ALL, remove, run_folder
+from learning.weights import save_weights
+from utils import ASSIGNMENT, ROOT, STATED, resolve_device, set_threads, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from commands.trying import Run
+    from images.data import ImageDataset
+    from learning.study import Result
+    from limits.assignments import Assignment
+
+RECIPE = dataclasses.replace(PRESETS["fast90"].train, early_exit_accuracy=None, early_exit_margin=0.0)
+"""How all candidates are trained, but for what the assignment demands of a training."""
+SEARCH = 0.5
+"""Share of the budget for the search; the best network is trained in the rest."""
+REPORT_SECONDS = 8.0
+"""What test accuracy, weights and report take, at most a tenth of the budget."""
+UNITS = {"s": 1, "m": 60, "h": 3600}
+STUDY = "study.sqlite"
+
+
+@dataclasses.dataclass
+class Fit:
+    """Find a network within the limits of an assignment that suits your images, and train it, all within a budget of time.
+
+    Half of the budget goes into the search: candidates are checked against the limits, trained for a short time, and the better
+    ones for longer. The rest trains the best one. The test split is evaluated once, at the end. Ctrl-C keeps the study.
+
+    Exit status: 0 trained, 2 bad input, 130 interrupted; with --assignment 1 if a demand fails, 3 if none fails but one is unknown.
+    """
+
+    dataset: str = "auto"
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto as for train."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
+    budget: str = "10m"
+    """Time for everything: 90s, 10m, 2h or 1h30m."""
+    study: Annotated[str, tyro.conf.arg(metavar="FILE|postgresql://USER@HOST/DATABASE", help_behavior_hint="")] = ""
+    """Where the networks that were tried are kept (default: study.sqlite in the folder of the run). A study that is there
+    is continued; several processes may work on it at the same time."""
+    search_only: bool = False
+    """Search for the whole budget and train nothing: for the processes that help another one with its study."""
+    data_dir: Path = ROOT / "data"
+    """Folder that holds the data sets; missing public ones are downloaded to it."""
+    out: Annotated[Path | None, STATED] = None
+    """Folder of the weights, the study and the report (default: runs/fit-DATASET, with -2, -3, ... where that holds a run)."""
+    overwrite: bool = False
+    """Remove the run and the study in that folder first."""
+    skip_unreadable: bool = False
+    """Leave unreadable image files out instead of refusing the folder."""
+    seed: int = 0
+    """Seed of the weights, the order of the images, the augmentation and the validation split."""
+    device: str = "auto"
+    """auto, cpu, cuda, xpu or mps."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print errors and, at the end, the folder of the run only."""
+    threads: int = 0
+    """Number of threads for torch; 0 uses torch's default (one per core)."""
+
+    def run(self) -> int:
+        began = time.monotonic()
+        ends = began + seconds_of(self.budget)
+        if self.search_only and not self.study:
+            raise InputError("--search-only helps with a study: name it with --study")
+        config = dataclasses.replace(RECIPE, seed=self.seed, device=self.device)  # raises where they are wrong
+        from images import data
+        from learning.study import demand_optuna, name_of
+        from limits.assignments import default, load
+
+        demand_optuna()
+        named = load(self.assignment) if self.assignment else None
+        rules = named or default()
+        set_threads(self.threads)
+        resolve_device(self.device)
+        with silence(self.quiet), contextlib.ExitStack() as stack:
+            wanted = rules.dataset if named and rules.dataset and self.dataset == "auto" else self.dataset
+            name = data.resolve_auto(wanted, self.data_dir)
+            folder = ROOT / "runs" / f"fit-{data.file_name(name)}"
+            inputs = [Path(self.study)] if self.study else []
+            out = (
+                folder
+                if self.search_only
+                else stack.enter_context(run_folder(folder, self.out, name, False, self.overwrite, inputs))
+            )
+            dataset = data.load(name, self.data_dir, 0, self.skip_unreadable)
+            place = self.study or str(out / STUDY)
+            try:
+                status = self._fit(dataset, rules, config, out, place, began, ends)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"the same command with --study {name_of(place)} goes on with what was tried") from None
+        if self.quiet and not self.search_only:
+            print(out)
+        return status
+
+    def _fit(
+        self, dataset: ImageDataset, rules: Assignment, config: TrainConfig, out: Path, place: str, began: float, ends: float
+    ) -> int:
+        from commands.trying import Candidates
+        from learning.fitting import say_limits
+
+        candidates = Candidates(dataset, rules, config)
+        if self.overwrite and not self.search_only:
+            remove(out, ALL)
+        best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
+        print(
+            f"the best is network {best.number}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
+            flush=True,
+        )
+        if self.search_only:
+            return 0
+        say_limits(dataset, candidates.val)
+        run = candidates.train(best.net, ends - min(REPORT_SECONDS, (ends - began) / 10), out)
+        return self._leave(run, best, rules, out)
+
+    def _leave(self, run: Run, best: Result, rules: Assignment, out: Path) -> int:
+        """Write and print all that a training leaves; returns the exit status."""
+        import torch
+
+        from limits.constraints import exit_status, format_table
+        from results.demands import Training, of_all
+
+        trainer, config, precision = run.trainer, run.trainer.config, torch.float32
+        test_loss, test_accuracy = trainer.evaluate(trainer.dataset.test, precision)
+        history, card = trainer.history, trainer.final_card(test_accuracy, precision)
+        save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
+        record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}
+        write_json(out / "run.json", record)
+        text = preset_text(trainer.dataset, rules, config, best.net)
+        write_atomically(out / "preset.txt", text.encode())
+        print(
+            f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), validation accuracy {history.val_accuracy:.2%}, "
+            f"{history.evaluations[-1].epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
+        )
+        demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
+        if not self.assignment:  # what the default one demands of a training on CIFAR-10 is not asked of other images
+            from limits.constraints import check
+
+            demands = check(trainer.trained_model, trainer.dataset.image_size, trainer.dataset.num_channels, assignment=rules)
+        print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
+        print(f"\nthe preset, to paste into PRESETS in learning/presets.py, also in {out / 'preset.txt'}:\n{text}")
+        named = demands if self.assignment else None
+        write_report(out, "The network that fit found", trainer, precision, named, rules.name if named else "")
+        return exit_status(demands) if self.assignment else 0
+
+
+def seconds_of(text: str) -> float:
+    """The seconds in `90s`, `10m`, `2h` or `1h30m`. Raises InputError where it is none of these, below 10 s or above 30 days."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smh])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InputError(f"--budget is {text!r:.40}: write it as 90s, 10m, 2h or 1h30m")
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if not 10 <= seconds <= 30 * 24 * 3600:
+        raise InputError(f"--budget is {text:.40}: it must be from 10s to 720h")
+    return seconds
+
+
+def preset_text(dataset: ImageDataset, rules: Assignment, config: TrainConfig, net: dict[str, Any]) -> str:
+    """The entry of PRESETS that trains the same network in the same way."""
+    defaults = TrainConfig()
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in ("epochs", "seed", "device", "image_size")
+        and getattr(config, field.name) != getattr(defaults, field.name)
+    }
+    lines = [f'    "fit-{dataset.file_name}": Preset(', f'        "found by fit for {dataset.file_name} within {rules.name}",']
+    lines += ["        TrainConfig(", *(f"            {name}={value!r}," for name, value in changed.items()), "        ),"]
+    lines += ["        {", *(f'            "{name}": {value!r},' for name, value in net.items()), "        },", "    ),"]
+    return "\n".join(lines).replace("'", '"') + "\n"
+
+
+COMMANDS = {"fit": Fit}
