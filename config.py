@@ -1,4 +1,4 @@
-"""All hyper-parameters: the configuration of a training run, the presets, and `CONFIG`, the course's interface.
+"""All hyper-parameters: the configuration of a training run, and `CONFIG`, the course's interface.
 
 Stands alone: imports nothing of this project, and torch only where it is used, so that `--help` does not wait for it.
 """
@@ -6,7 +6,7 @@ Stands alone: imports nothing of this project, and torch only where it is used, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class TrainConfig:
     """Whether augmentation shifts, scales and rotates images."""
     dropout: bool = True
     """Whether augmentation cuts a hole into each image (coarse dropout)."""
+    hole: int = 0
+    """Side of that hole in pixels, whatever the strength; 0 for a quarter of the image's side times the strength."""
     images_per_draw: int = 1
     """Images of a batch that get the same random augmentation, 1 to 32; batch_size must be a multiple of it. Drawing the random
     numbers is nearly the whole cost: 16 images that share a draw take a tenth of the time (benchmarks/pipeline.py)."""
@@ -150,6 +152,7 @@ class TrainConfig:
             "seed",
             "flat_loss",
             "shift",
+            "hole",
         ):
             demand(name, getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "beta2", "label_smoothing", "ema_decay"):
@@ -177,176 +180,6 @@ class TrainConfig:
     def augmentations(self) -> tuple[str, ...]:
         """The parts of the augmentation that are done to training images: none where its strength is 0."""
         return tuple(part for part in ("flip", "shift_scale_rotate", "dropout") if self.augment and getattr(self, part))
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A network and how it is trained."""
-
-    about: str
-    """What it is for, in one line."""
-    train: TrainConfig
-    """How it is trained."""
-    net: dict[str, Any] = field(default_factory=dict)
-    """Arguments of model.Net besides the channel and class counts; what is left out has Net's own default."""
-
-
-# What the presets fast85 and fast90 share.
-_FAST = TrainConfig(
-    batch_size=128,
-    beta2=0.98,
-    weight_decay=0.1,
-    label_smoothing=0.1,
-    ema_decay=0.998,
-    early_exit_margin=0.005,
-    images_per_draw=32,
-    workers=0,  # at 32 images a draw a batch is made in 2 ms: less than a worker takes away from two cores that both train
-)
-
-# What the presets teacher, accurate and slim share.
-_LONG = TrainConfig(
-    batch_size=128,
-    optimizer="muon",
-    max_lr=0.01,
-    momentum=0.9,
-    beta2=0.98,
-    weight_decay=0.1,
-    augment=1.5,
-    images_per_draw=16,
-    workers=0,
-)
-# A stem that looks at every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
-_FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
-_DEEP = {
-    "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
-    "kinds": (
-        ("whitening", "pointwise", "pointwise"),
-        ("dense", "dense", "separable"),
-        ("separable", "separable_dilated", "separable"),
-        ("separable", "separable", "separable"),
-    ),
-    **_FINE,
-}
-
-PRESETS: dict[str, Preset] = {
-    "sprint": Preset(
-        "55% on CIFAR-10 in the fewest seconds",
-        TrainConfig(
-            steps=40,  # 5,120 images
-            cycles=5,  # the first suffices on CIFAR-10; harder sets need more images, not other settings
-            batch_size=128,
-            max_lr=0.012,
-            momentum=0.6,
-            pct_start=0.3,
-            label_smoothing=0.1,
-            statistics_images=500,
-            whiten_images=500,
-            val_images=1000,
-            eval_every=40,  # one look, at the end: an earlier one costs as much as two steps
-            early_exit_accuracy=0.55,
-            early_exit_margin=0.01,
-        ),
-    ),
-    "teacher": Preset(
-        "a larger network outside the constraints, for small ones to learn from",
-        replace(_LONG, epochs=60),
-        {
-            "widths": (24, 96, 256, 320),
-            "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
-            "kinds": (("whitening",), ("dense", "dense"), *[("dense", "dense", "dense")] * 2),
-            **_FINE,
-        },
-    ),
-    "fast85": Preset(
-        "85% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=13, max_lr=0.02, momentum=0.85, augment=0.5, early_exit_accuracy=0.85),
-        {
-            "widths": (32, 64, 96, 128),
-            "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
-            "kinds": (
-                ("whitening", "dense", "pointwise"),
-                ("dense", "dense", "pointwise"),
-                ("dense_dilated", "pointwise", "pointwise"),
-                ("separable", "pointwise", "pointwise"),
-            ),
-            "norm_momentum": 0.1,
-            "logit_scale": 1.0,
-        },
-    ),
-    "fast90": Preset(
-        "90% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=21, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.7, early_exit_accuracy=0.9),
-        {
-            "widths": (24, 64, 96, 128),
-            "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
-            "kinds": (
-                ("whitening", "pointwise", "pointwise"),
-                ("dense", "dense", "pointwise"),
-                ("dense_dilated", "separable", "separable"),
-                ("separable", "separable", "separable"),
-            ),
-            **_FINE,
-        },
-    ),
-    "accurate": Preset(
-        "the most accurate network under 200,000 parameters",
-        replace(_LONG, epochs=200, teacher=("weights/teacher.safetensors", "weights/teacher_cutmix.safetensors")),
-        {"widths": (24, 64, 128, 176), **_DEEP},
-    ),
-    "slim": Preset(
-        "the most accurate network under 100,000 parameters",
-        replace(_LONG, epochs=100, teacher=("weights/teacher.safetensors",)),
-        {"widths": (24, 48, 80, 112), **_DEEP},
-    ),
-    "cifar100": Preset(
-        "CIFAR-100 without limits on the network",
-        TrainConfig(
-            epochs=16,
-            batch_size=256,
-            optimizer="muon",
-            max_lr=0.012,
-            momentum=0.9,
-            beta2=0.98,
-            weight_decay=0.1,
-            pct_start=0.15,
-            label_smoothing=0.2,
-            ema_decay=0.99,
-            shift=2,
-            alternating_flip=True,
-            resolutions=((0.2, 20), (0.5, 24)),
-            workers=0,
-            val_images=2000,
-            checkpoint_every=60,
-        ),
-        {
-            "widths": (24, 64, 256, 768),
-            "pools": (1, 2, 2, 2),  # 31x31 maps, then 15x15, 7x7 and 3x3
-            "kinds": (
-                ("whitening",),
-                ("dense", "dense"),
-                ("dense", "bottleneck", "bottleneck"),
-                ("bottleneck", "bottleneck", "bottleneck"),
-            ),
-            "activation": "silu",
-            "dirac": True,
-            "max_features": True,
-            **(_FINE | {"logit_scale": 0.1}),
-        },
-    ),
-    "baseline": Preset(
-        "the same network trained to the end, with augmentation",
-        TrainConfig(epochs=20, batch_size=128, max_lr=0.01, weight_decay=0.05, augment=0.5, label_smoothing=0.1, ema_decay=0.99),
-    ),
-}
-
-
-def get_preset(name: str) -> Preset:
-    """The preset of that name. Raises InputError, which lists the names, where there is none."""
-    if name not in PRESETS:
-        raise InputError(
-            f"unknown preset '{name}': choose from {', '.join(PRESETS)}; `./run.sh train --help` says what each is for"
-        )
-    return PRESETS[name]
 
 
 def one_cycle_adamw(model: nn.Module) -> Optimizer:

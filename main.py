@@ -18,11 +18,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import tyro
 
+from commands.check import COMMANDS as LIMITS_COMMANDS
 from commands.sprint import Sprint
 from commands.train import Train, train_defaults
 from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
-from limits.commands import COMMANDS as LIMITS_COMMANDS
 from results.commands import COMMANDS as RESULTS_COMMANDS
 from utils import limit_spinning
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+GROUP = 4  # channels that GroupNorm normalises together
 
 
 class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of what has Conv in its name
@@ -65,8 +68,17 @@ class ResidualPointwiseConv2d(nn.Conv2d):
         return F.relu(y, inplace=True).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
+def normalisation(name: str, channels: int, momentum: float) -> nn.BatchNorm2d | nn.GroupNorm:
+    """BatchNorm (`batch`), GroupNorm of GROUP channels each (`group`), or of all of them, which is LayerNorm (`layer`)."""
+    if name == "batch":
+        return nn.BatchNorm2d(channels, momentum=momentum)
+    if name not in ("group", "layer"):
+        raise ValueError(f"unknown normalisation '{name}': choose batch, group or layer")
+    return nn.GroupNorm(max(1, channels // GROUP) if name == "group" else 1, channels)
+
+
 class Layer(nn.Module):
-    """One convolution layer: convolution, max-pooling where `pool` is above 1, BatchNorm, the input again where the shape
+    """One convolution layer: convolution, max-pooling where `pool` is above 1, normalisation, the input again where the shape
     allows it, and the activation: relu or silu.
 
     Max-pooling comes before BatchNorm, as in Jordan 2024: BatchNorm and ReLU then have a quarter of the pixels to do, which
@@ -80,7 +92,10 @@ class Layer(nn.Module):
     - ``separable``: 3x3 within each channel, then 1x1 over all (Chollet 2017; Howard et al. 2017);
     - ``separable_dilated``: the same with dilation 2.
 
-    A layer that keeps its shape is residual and starts as the identity (the weight of its BatchNorm is zero, Goyal et al.
+    `stride` is that of the 3x3 convolution. `norm` is ``batch``, ``group`` (GroupNorm, Wu & He 2018, of GROUP channels each) or
+    ``layer`` (Ba et al. 2016: over all channels and pixels of an image).
+
+    A layer that keeps its shape is residual and starts as the identity (the weight of its normalisation is zero, Goyal et al.
     2017): the network begins as the shallow one, which is quick to train, and grows into the deep one. With `dirac`, the first
     filters of a layer that does not keep its shape start as the identity too: they pass on the input's channels (Zagoruyko &
     Komodakis 2017, "DiracNets"; Jordan 2024).
@@ -95,10 +110,14 @@ class Layer(nn.Module):
         norm_momentum: float = 0.3,
         activation: str = "relu",
         dirac: bool = False,
+        stride: int = 1,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
+        if stride > 1 and kind not in ("dense", "separable"):
+            raise ValueError(f"a layer of kind '{kind}' has no stride: choose dense or separable")
         if kind == "separable":
-            self.depthwise: nn.Module = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
+            self.depthwise: nn.Module = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
         elif kind == "separable_dilated":
             self.depthwise = DilatedDepthwiseConv2d(in_channels, 3, dilation=2)
         elif kind in ("dense", "dense_dilated", "pointwise"):
@@ -110,14 +129,20 @@ class Layer(nn.Module):
         kernel_size = 3 if kind.startswith("dense") else 1
         dilation = 2 if kind == "dense_dilated" else 1
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride if kind == "dense" else 1,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
         )
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-        self.norm = nn.BatchNorm2d(out_channels, momentum=norm_momentum)
+        self.norm = normalisation(norm, out_channels, norm_momentum)
         if activation not in ("relu", "silu"):
             raise ValueError(f"unknown activation '{activation}': choose relu or silu")
         self.activation = activation
-        self.residual = in_channels == out_channels and pool == 1
+        self.residual = in_channels == out_channels and pool == stride == 1
         if self.residual:
             nn.init.zeros_(self.norm.weight)
         elif dirac:
@@ -136,16 +161,17 @@ class Bottleneck(nn.Module):
     """Three layers as one: 1x1 to a quarter of the output's channels, 3x3 there with the max-pooling, 1x1 to the output (He et
     al. 2016). At many channels it has an eighth of the weights and mult-adds of a dense 3x3 layer.
 
-    One that keeps its shape is residual and starts as the identity, as a `Layer` does; the arguments are those of `Layer`.
+    One that keeps its shape is residual and starts as the identity, as a `Layer` does. `make` is that class with
+    what all layers of a network share.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, pool: int, norm_momentum: float, activation: str, dirac: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, pool: int, stride: int, make: Callable[..., Layer]) -> None:
         super().__init__()
         inner = out_channels // 4
-        self.reduce = Layer(in_channels, inner, "pointwise", 1, norm_momentum, activation, dirac)
-        self.conv = Layer(inner, inner, "dense", pool, norm_momentum, activation, dirac)
-        self.expand = Layer(inner, out_channels, "pointwise", 1, norm_momentum, activation, dirac)
-        self.expand.residual = in_channels == out_channels and pool == 1  # the shortcut is the input of all three
+        self.reduce = make(in_channels, inner, "pointwise")
+        self.conv = make(inner, inner, "dense", pool, stride=stride)
+        self.expand = make(inner, out_channels, "pointwise")
+        self.expand.residual = in_channels == out_channels and pool == stride == 1  # the shortcut is the input of all three
         if self.expand.residual:
             nn.init.zeros_(self.expand.norm.weight)
 
@@ -196,10 +222,12 @@ class Net(nn.Module):
         num_classes: number of logits.
         widths: output channels of the four blocks.
         pools: side of the max-pooling in the first layer of each block, 1 for none.
+        strides: stride of the first layers of C2, C3 and C4 (dense or separable); that of C1 is `stem_stride`.
         kinds: what the three layers of each block are (see `Layer`, and `Bottleneck` for ``bottleneck``); the first,
             `whitening`, stands for the stem.
         stem_kernel, stem_stride, stem_padding: pixels on a side of the stem's patches, the distance between two patches, and
             the zeros added on every side of the image.
+        norm: of the layers: ``batch``, ``group`` or ``layer`` (see `Layer`).
         norm_momentum: of the running statistics of BatchNorm; short trainings need a large one.
         logit_scale: factor on the logits. Above 1 it lets few steps of a small learning rate reach confident predictions; below 1
             it holds back a last layer of many inputs.
@@ -215,6 +243,7 @@ class Net(nn.Module):
         num_classes: int,
         widths: Sequence[int] = (32, 64, 96, 96),
         pools: Sequence[int] = (2, 2, 1, 1),
+        strides: Sequence[int] = (1, 1, 1),
         kinds: Sequence[Sequence[str]] = (
             ("whitening", "pointwise", "pointwise"),
             ("dense", "pointwise", "pointwise"),
@@ -224,6 +253,7 @@ class Net(nn.Module):
         stem_kernel: int = 4,
         stem_stride: int = 2,
         stem_padding: int = 0,
+        norm: str = "batch",
         norm_momentum: float = 0.3,
         logit_scale: float = 4.0,
         activation: str = "relu",
@@ -232,22 +262,24 @@ class Net(nn.Module):
     ) -> None:
         super().__init__()
 
-        def layer(in_channels: int, out_channels: int, kind: str, pool: int) -> nn.Module:
-            if kind == "pointwise" and in_channels == out_channels and pool == 1:
+        make = partial(Layer, norm_momentum=norm_momentum, activation=activation, dirac=dirac, norm=norm)
+
+        def layer(in_channels: int, out_channels: int, kind: str, pool: int = 1, stride: int = 1) -> nn.Module:
+            if kind == "pointwise" and in_channels == out_channels and pool == stride == 1:
                 return ResidualPointwiseConv2d(in_channels)
             if kind == "bottleneck":
-                return Bottleneck(in_channels, out_channels, pool, norm_momentum, activation, dirac)
-            return Layer(in_channels, out_channels, kind, pool, norm_momentum, activation, dirac)
+                return Bottleneck(in_channels, out_channels, pool, stride, make)
+            return make(in_channels, out_channels, kind, pool, stride=stride)
 
         def rest(i: int) -> list[nn.Module]:
-            return [layer(widths[i], widths[i], kind, 1) for kind in kinds[i][1:]]
+            return [layer(widths[i], widths[i], kind) for kind in kinds[i][1:]]
 
         stem: list[nn.Module] = [WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride, stem_padding)]
         if pools[0] > 1:
             stem.append(nn.MaxPool2d(pools[0]))
         self.C1 = nn.Sequential(*stem, *rest(0))
         self.C2, self.C3, self.C4 = (
-            nn.Sequential(layer(widths[i - 1], widths[i], kinds[i][0], pools[i]), *rest(i)) for i in (1, 2, 3)
+            nn.Sequential(layer(widths[i - 1], widths[i], kinds[i][0], pools[i], strides[i - 1]), *rest(i)) for i in (1, 2, 3)
         )
         pool, features = (MeanMaxPool2d(), 2 * widths[3]) if max_features else (nn.AdaptiveAvgPool2d(1), widths[3])
         self.O = nn.Sequential(pool, nn.Flatten(), nn.Linear(features, num_classes))

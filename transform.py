@@ -41,7 +41,7 @@ def _eval_pipeline(mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     return A.Compose([A.Normalize(mean=mean, std=std), ToTensorV2()])
 
 
-def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str], count: int = 1) -> list[Any]:
+def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str], hole: int, count: int = 1) -> list[Any]:
     """The random steps among `parts` for `count` images, the channels of all of them being those of one image."""
     A = _albumentations()
     import cv2
@@ -56,7 +56,7 @@ def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str
 
     # The holes are cut from bytes, before the normalisation that turns the mean colour into zero.
     mean_color = tuple(round(255 * channel) for channel in mean) * count
-    hole = min(HOLE_FRACTION * strength, MAX_HOLE_FRACTION)
+    side: float = hole or min(HOLE_FRACTION * strength, MAX_HOLE_FRACTION)  # pixels are integers to Albumentations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ShiftScaleRotate always warns that Affine exists
         geometry = ShiftScaleRotate(
@@ -68,18 +68,18 @@ def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str
             p=0.5,
         )
     dropout = A.CoarseDropout(
-        num_holes_range=(1, 1), hole_height_range=(hole, hole), hole_width_range=(hole, hole), fill=mean_color, p=0.5
+        num_holes_range=(1, 1), hole_height_range=(side, side), hole_width_range=(side, side), fill=mean_color, p=0.5
     )
     steps = dict(zip(PARTS, (A.HorizontalFlip(p=0.5), geometry, dropout), strict=True))
     return [step for name, step in steps.items() if name in parts]
 
 
-def _train_pipeline(mean: tuple[float, ...], std: tuple[float, ...], strength: float, parts: Collection[str]) -> Any:
-    return _albumentations().Compose([*_augmentations(mean, strength, parts), *_eval_pipeline(mean, std).transforms])
+def _train_pipeline(mean: tuple[float, ...], std: tuple[float, ...], strength: float, parts: Collection[str], hole: int) -> Any:
+    return _albumentations().Compose([*_augmentations(mean, strength, parts, hole), *_eval_pipeline(mean, std).transforms])
 
 
-def _batch_pipeline(mean: tuple[float, ...], strength: float, count: int, parts: Collection[str]) -> Any:
-    return _albumentations().Compose(_augmentations(mean, strength, parts, count))
+def _batch_pipeline(mean: tuple[float, ...], strength: float, count: int, parts: Collection[str], hole: int) -> Any:
+    return _albumentations().Compose(_augmentations(mean, strength, parts, hole, count))
 
 
 class _Transform:
@@ -131,12 +131,13 @@ class BatchAugmentation(_Transform):
     """The random part of `train_transform`, for `count` images at once that share one draw.
 
     Called with a uint8 array (count, H, W, C), returns another: all images are flipped, shifted, scaled, rotated and holed alike.
-    mean, strength, parts: as for `train_transform`. OpenCV takes up to 128 channels: with 1 to 4 of an image, count is 32 at most.
+    mean, strength, parts, hole: as for `train_transform`. OpenCV takes up to 128 channels: with 1 to 4 of an image, count is 32 at
+    most.
     """
 
-    def __init__(self, mean: Sequence[float], strength: float, count: int, parts: Collection[str] = PARTS) -> None:
+    def __init__(self, mean: Sequence[float], strength: float, count: int, parts: Collection[str] = PARTS, hole: int = 0) -> None:
         _demand_positive(strength)
-        super().__init__(functools.partial(_batch_pipeline, tuple(mean), strength, count, tuple(parts)))
+        super().__init__(functools.partial(_batch_pipeline, tuple(mean), strength, count, tuple(parts), hole))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import cv2
@@ -158,17 +159,22 @@ def _demand_positive(strength: float) -> None:
 
 
 def train_transform(
-    mean: Sequence[float], std: Sequence[float], strength: float = 1.0, seed: int | None = None, parts: Collection[str] = PARTS
+    mean: Sequence[float],
+    std: Sequence[float],
+    strength: float = 1.0,
+    seed: int | None = None,
+    parts: Collection[str] = PARTS,
+    hole: int = 0,
 ) -> ImageTransform:
     """The random transform of training images.
 
     mean, std: per channel, of pixels scaled to 0..1. strength: above 0; multiplies the limits of the shift (1.0: 10% of
     the side), the zoom (10%) and the rotation (10 degrees), and the side of the hole (25% of the image's; never above 75%).
-    seed: makes the sequence of transforms repeatable; None draws a fresh one. parts: those of PARTS that are done. Raises
-    ValueError for a strength of 0 or less.
+    seed: makes the sequence of transforms repeatable; None draws a fresh one. parts: those of PARTS that are done. hole:
+    side of the hole in pixels, whatever the strength; 0 leaves it to the strength. Raises ValueError for a strength of 0 or less.
     """
     _demand_positive(strength)
-    return ImageTransform(functools.partial(_train_pipeline, tuple(mean), tuple(std), strength, tuple(parts)), seed)
+    return ImageTransform(functools.partial(_train_pipeline, tuple(mean), tuple(std), strength, tuple(parts), hole), seed)
 
 
 def eval_transform(mean: Sequence[float], std: Sequence[float]) -> ImageTransform:

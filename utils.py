@@ -31,6 +31,10 @@ ROOT = Path(__file__).resolve().parent
 SPIN_COUNT = "10000"  # the value of GOMP_SPINCOUNT, with which every training is timed
 MAX_THREADS = 1024  # more than any machine gains by; a system refuses some number above it without saying so clearly
 STATED = tyro.conf.arg(help_behavior_hint="")  # for an option whose help says the default, which None would not
+ASSIGNMENT = tyro.conf.arg(  # for an option of several commands
+    help="Assignment whose demands count: a name in assignments/, such as mnist-8k, or a file of your own (docs/limits.md).",
+    help_behavior_hint="",
+)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import run_command
-from config import PRESETS, InputError
+from config import InputError
 from images import data
+from learning.presets import PRESETS
 from model import Net
 from training import Trainer
 from utils import ROOT, seed_everything

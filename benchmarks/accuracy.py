@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from benchmarks import run_command
-from config import PRESETS, InputError
+from config import InputError
+from learning.presets import PRESETS
 from results.documents import replace_between
 from utils import ROOT, machine
 
@@ -78,7 +79,10 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         f"CIFAR-10{' (`cifar100`: CIFAR-100)' if 'cifar100' in records else ''}, seed {record['config']['seed']}, the whole "
         "pipeline included; the time is that of training and validation."
     ]
-    notes += sorted({f"{machine(record['card'])}." for record in records.values()})
+    on_machine: dict[str, list[str]] = {}
+    for name, record in records.items():
+        on_machine.setdefault(machine(record["card"]), []).append(f"`{name}`")
+    notes += [f"{', '.join(names)}: {where}." for where, names in on_machine.items()]
     for name in records:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
@@ -89,7 +93,7 @@ def table(records: dict[str, dict[str, Any]]) -> str:
                 f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
                 f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{command}`. {machine(seeds)}."
             )
-    return "\n".join([*rows, "", *notes])
+    return "\n".join([*rows, "", *(f"- {note}" for note in notes)])
 
 
 def duration(seconds: float) -> str:

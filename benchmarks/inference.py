@@ -26,8 +26,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import run_command
-from config import InputError, get_preset
+from config import InputError
 from learning.inference import for_inference, seconds_a_call
+from learning.presets import get_preset
 from model import Net
 from utils import demand_writable, provenance, resolve_device, resolve_precision, seed_everything, write_json
 

@@ -37,8 +37,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import run_command
-from config import InputError, Preset, TrainConfig, get_preset
+from config import InputError, TrainConfig
 from images import data
+from learning.presets import Preset, get_preset
 from model import Net
 from training import Trainer
 from utils import ROOT, demand_writable, machine, provenance, seed_everything, write_json

@@ -23,8 +23,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import run_command
-from config import PRESETS
 from images.data import ImageDataset, Split
+from learning.presets import PRESETS
 from model import Net
 from training import Trainer
 

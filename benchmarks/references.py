@@ -32,8 +32,9 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from config import PRESETS, InputError, TrainConfig
+from config import InputError, TrainConfig
 from images import data
+from learning.presets import PRESETS
 from model import Net
 from training import Interrupted, Trainer
 from utils import ROOT, count_parameters, seed_everything, write_atomically

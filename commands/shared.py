@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from limits.constraints import Constraint
     from model import Net
     from training import Trainer
 
@@ -36,8 +37,18 @@ def network_class(conv: str) -> type[Net]:
     return pkgutil.resolve_name(NETWORKS[conv])
 
 
-def write_report(folder: Path, title: str, trainer: Trainer, precision: torch.dtype | None = None) -> None:
-    """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict."""
+def write_report(
+    folder: Path,
+    title: str,
+    trainer: Trainer,
+    precision: torch.dtype | None = None,
+    demands: list[Constraint] | None = None,
+    assignment: str = "",
+) -> None:
+    """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict.
+
+    `demands` are those of the `assignment` that was named; without one, the page has the default one's constraints on the network.
+    """
     from config import InputError
     from limits.constraints import check
     from results import report
@@ -58,7 +69,8 @@ def write_report(folder: Path, title: str, trainer: Trainer, precision: torch.dt
         logits=trainer.predict(dataset.test, precision),
         card=trainer.card,
         config=dataclasses.asdict(trainer.config),
-        constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels),
+        constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels) if demands is None else demands,
+        assignment=assignment,
         environment={**hardware(), **versions()},
         explainer=explainer,
     )

@@ -20,7 +20,8 @@ import tyro
 from commands import STARTED
 from commands.run_folder import data_place, run_folder
 from commands.shared import network_class, silence, write_report
-from config import InputError, get_preset
+from config import InputError
+from learning.presets import get_preset
 from learning.weights import save_weights
 from utils import (
     ROOT,

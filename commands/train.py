@@ -13,15 +13,17 @@ import tyro
 
 from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
-from config import PRESETS, InputError, Preset, TrainConfig, get_preset
+from config import InputError, TrainConfig
+from learning.presets import PRESETS, Preset, get_preset
 from learning.weights import save_weights
-from utils import ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
+from utils import ASSIGNMENT, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from images.data import ImageDataset
     from learning.inference import TrainedNetwork
+    from limits.assignments import Assignment
 
 PRESETS_HELP = "Network and hyper-parameters to start from: " + "; ".join(f"{name}, {p.about}" for name, p in PRESETS.items()) + "."
 
@@ -32,14 +34,17 @@ class Train:
 
     Every hyper-parameter of the preset can be overridden; the defaults below are the preset's. On small data sets, options that you
     do not set (batch size, validation images, epochs, averaging, image size, flips) follow the data; a note says what was chosen.
+
+    Exit status: 0 trained, 2 bad input, 130 interrupted; with --assignment 1 if a demand fails, 3 if none fails but one is unknown.
     """
 
     preset: Annotated[str, tyro.conf.arg(help=PRESETS_HELP)] = "baseline"
     model: str = ""
     """A network of your own instead of the preset's: FILE.py:CLASS, as for check."""
     dataset: str = "auto"
-    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is cifar10 if it is present or can be
-    downloaded, otherwise shapes."""
+    """cifar10, cifar100, mnist, fashion_mnist, digits, shapes, folder:PATH, npz:FILE; auto is the assignment's, or else cifar10 if
+    it is present or can be downloaded, otherwise shapes."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
     out: Annotated[Path | None, STATED] = None
@@ -77,14 +82,20 @@ class Train:
         from images import data
         from learning import distributed
 
+        rules = None
+        if self.assignment:
+            from limits.assignments import load
+
+            rules = load(self.assignment)
         set_threads(self.threads)
         with silence(self.quiet), distributed.group(resolve_device(self.config.device)), contextlib.ExitStack() as stack:
-            name = data.resolve_auto(self.dataset, self.data_dir)
+            wanted = rules.dataset if rules and rules.dataset and self.dataset == "auto" else self.dataset
+            name = data.resolve_auto(wanted, self.data_dir)
             out = default = ROOT / "runs" / f"{self.called}-{data.file_name(name)}"
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
                 out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
-            status = self._train(preset, name, Path(distributed.from_main(str(out))))
+            status = self._train(preset, name, Path(distributed.from_main(str(out))), rules)
             is_main = distributed.is_main()
         if self.quiet and is_main:
             print(out)
@@ -95,7 +106,7 @@ class Train:
         """What the run is called after: the class of the user's own network, or the preset."""
         return self.model.rpartition(":")[2] or self.preset
 
-    def _train(self, preset: Preset, name: str, out: Path) -> int:
+    def _train(self, preset: Preset, name: str, out: Path, rules: Assignment | None) -> int:
         import torch
 
         from images import data
@@ -141,6 +152,8 @@ class Train:
             print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
+        if rules and distributed.is_main():
+            say_demands(rules, model, dataset, config)
         board, observer = None, Observer()
         if distributed.is_main():
             observers: list[Observer] = [Overwrite(out)] if self.overwrite else []
@@ -167,25 +180,44 @@ class Train:
         if kept and kept["step"] != trainer.step:
             remove(out, REPORT)  # of the weights that are now replaced
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
-        write_json(out / "run.json", {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)})
+        record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}
+        write_json(out / "run.json", record)
         if history.kept:
             print(f"note: kept {history.kept}: better on the validation images", file=sys.stderr)
         print(
             f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), validation accuracy {history.val_accuracy:.2%}, "
             f"{last.epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
         )
+        demands = None
+        if rules:
+            from limits.constraints import format_table
+            from results.demands import Training, of_all
+
+            demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
+            print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
         if self.report:
-            write_report(out, f"Training of {self.called}", trainer, precision)
-        return 0
+            write_report(out, f"Training of {self.called}", trainer, precision, demands, rules.name if rules else "")
+        if demands is None:
+            return 0
+        from limits.constraints import exit_status
+
+        return exit_status(demands)
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:
     """What the fields of `train` are before the command line `arguments` is read: the chosen preset's own values.
 
+    Where no preset is chosen but an assignment, the preset is the one that the assignment names.
+
     Raises InputError where both budgets are named; one alone replaces the preset's, whichever that has.
     """
     flags = [text for argument in arguments for text in argument.split("=", 1)]
-    preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] else "baseline"
+    preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] else ""
+    if not preset and "--assignment" in flags[:-1]:
+        from limits.assignments import load
+
+        preset = load(flags[flags.index("--assignment") + 1]).preset
+    preset = preset or "baseline"
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     named = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
     given = fields & (named | {name.removeprefix("no_") for name in named})
@@ -195,6 +227,23 @@ def train_defaults(arguments: Sequence[str]) -> Train:
     if "epochs" in given:
         config = dataclasses.replace(config, steps=0)
     return Train(preset=preset, config=config, given=tuple(sorted(given)))
+
+
+def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, config: TrainConfig) -> None:
+    """Print what the assignment demands of the network, before it is trained; what fails, or will, is said on stderr, too."""
+    from limits.constraints import check, format_table
+
+    found = check(model, dataset.image_size, dataset.num_channels, assignment=rules)
+    if found:
+        print(format_table(found), flush=True)
+    failed = [one.name for one in found if one.passed is False and not one.is_bonus]
+    if failed:
+        print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
+    if rules.max_epochs and not config.steps and config.epochs > rules.max_epochs:
+        print(
+            f"note: {config.epochs:g} epochs are to be trained, and the assignment {rules.name} allows {rules.max_epochs:g}",
+            file=sys.stderr,
+        )
 
 
 def load_start(path: Path, spec: str) -> TrainedNetwork:

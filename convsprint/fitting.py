@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import InputError, TrainConfig, get_preset
+from config import InputError, TrainConfig
 from convsprint.network import Network
 from images.data import ImageDataset, Split
 from learning import own
 from learning.fitting import fit_to_data
 from learning.inference import TrainedNetwork
 from learning.log import Log
+from learning.presets import get_preset
 from model import Net
 from training import Trainer
 from utils import network_card, random_states, restore_random_states, seed_everything

@@ -8,14 +8,19 @@ import platform
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from config import InputError
-from utils import ROOT
+from utils import ASSIGNMENT, ROOT, STATED
+
+if TYPE_CHECKING:
+    from course.store import Entry
+    from limits.assignments import Assignment
 
 STORE = str(ROOT / "runs" / "submissions.sqlite")
+LIMIT = 360.0  # seconds
 Place = Annotated[str, tyro.conf.arg(metavar="FILE|postgresql://USER@HOST/DATABASE")]
 
 
@@ -59,7 +64,7 @@ class Submit:
 
 @dataclasses.dataclass
 class Grade:
-    """Time the queued submissions to 55% test accuracy, each in a sandbox, and write their scores to the store.
+    """Time the queued submissions to 55% test accuracy (or the assignment's), each in a sandbox; write their scores to the store.
 
     A score is the median wall time of training over the repeats, in seconds. Nothing of a submission is trusted:
     docs/grading.md explains what is measured and what the sandbox blocks. Exit status: 0 when the queue is empty, 130
@@ -68,12 +73,14 @@ class Grade:
 
     store: Place = STORE
     """The store that submit wrote."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
     dataset: str = "auto"
-    """The data set to train on and be tested on: as for sprint; preferably one that the students have not seen."""
+    """The data set to train on and be tested on: as for sprint; preferably one that the students have not seen. auto is the
+    assignment's, where one is named that has one."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data sets; missing public ones are downloaded to it."""
-    timeout: float = 360.0
-    """Time limit in seconds for training; the same limit applies to set-up."""
+    timeout: Annotated[float | None, STATED] = None
+    """Time limit in seconds for training; the same limit applies to set-up (default: the assignment's, or 360)."""
     repeats: int = 3
     """Runs of each submission, each with its own seed."""
     seed: int = 0
@@ -92,7 +99,11 @@ class Grade:
     """bwrap (bubblewrap), unshare (util-linux), none (limits only); auto takes the first of them that works here."""
 
     def run(self) -> int:
-        if not self.timeout > 0 or self.repeats < 1 or self.jobs < 1:
+        from limits.assignments import default, load
+
+        rules = load(self.assignment) if self.assignment else default()
+        timeout = self.timeout if self.timeout is not None else (rules.seconds if self.assignment else None) or LIMIT
+        if not timeout > 0 or self.repeats < 1 or self.jobs < 1:
             raise InputError("--timeout must be above 0, --repeats and --jobs 1 or more")
         if self.seed < 0 or self.threads < 0 or self.memory < 0:
             raise InputError("--seed, --threads and --memory must be 0 or more")
@@ -108,11 +119,11 @@ class Grade:
         Store(self.store, make=False).close()  # says what is wrong with it before anything slow is done
         with alone():
             remove_leftovers()
-            self.grade()
+            self.grade(rules, timeout)
         return 0
 
-    def grade(self) -> None:
-        """Grade, with this machine to itself."""
+    def grade(self, rules: Assignment, timeout: float) -> None:
+        """Grade by these rules, with this machine to itself."""
         from course import sandbox
 
         box = sandbox.find(self.sandbox)
@@ -120,11 +131,14 @@ class Grade:
             print(f"note: {notice}", file=sys.stderr)
         from course.examiner import Exam, above_target
         from course.grading import Grader, Rules, work_side_by_side
+        from course.harness import TARGET
         from images import data
         from images.sources import CIFAR10_FILES
         from utils import hardware
 
-        name = data.resolve_auto(self.dataset, self.data_dir)
+        target = (self.assignment and rules.target_accuracy) or TARGET
+        wanted = rules.dataset if self.assignment and rules.dataset and self.dataset == "auto" else self.dataset
+        name = data.resolve_auto(wanted, self.data_dir)
         dataset = data.load(name, self.data_dir)
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = int(self.memory * 1e9) or min(8_000_000_000, physical * 3 // 4)
@@ -132,22 +146,25 @@ class Grade:
         exam = Exam(
             dataset,
             box,
-            self.timeout,
+            timeout,
             memory,
             self.threads,
             self.hidden(),
             public if all((public / file).is_file() for file in CIFAR10_FILES) else None,
+            rules,
+            target,
+            int(rules.max_epochs or 0) if self.assignment else 0,
         )
         tested = len(dataset.test.labels)
-        if exam.needed > above_target(tested):
+        if exam.needed > above_target(tested, target):
             print(
-                f"note: guessing could reach 55% on {tested:,} test images of {dataset.num_classes} classes: "
+                f"note: guessing could reach {100 * target:.4g}% on {tested:,} test images of {dataset.num_classes} classes: "
                 f"{exam.needed / tested:.2%} are required instead",
                 file=sys.stderr,
             )
         settings = {
             "dataset": dataset.name,
-            "timeout": self.timeout,
+            "timeout": timeout,
             "count_init": self.count_init,
             "jobs": self.jobs,
             "threads": self.threads,
@@ -155,6 +172,8 @@ class Grade:
             "host": platform.node(),
             "hardware": hardware(),
         }
+        if self.assignment:
+            settings |= {"assignment": rules.name, "target": target}
         graders = [
             Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line) for line in range(self.jobs)
         ]
@@ -172,40 +191,67 @@ class Grade:
 
 @dataclasses.dataclass
 class Leaderboard:
-    """Print the best score of every contributor, the fastest first."""
+    """Print the best score of every contributor, the fastest first; with --assignment of what was graded with it alone."""
 
     store: Place = STORE
     """The store that submit and grade wrote."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
+    format: Literal["text", "csv", "json", "md", "html"] = "text"
+    """How to print it. csv and json have one row a student, with those who failed, and numbers as numbers."""
+    out: Path | None = None
+    """Write it here, in that format, instead of printing it."""
     csv: Path | None = None
-    """Write the table here as comma-separated values."""
+    """Write it here as comma-separated values, too."""
     html: Path | None = None
-    """Write the table here as one self-contained page."""
+    """Write it here as one self-contained page, too."""
+    feedback: Path | None = None
+    """Write a Markdown file for every student to this folder: what was measured, why it failed, what to do."""
     all: bool = False
     """List every submission instead, with its state."""
     show: int | None = None
     """Show everything about the submission of that number: warnings, runs, and what it printed."""
 
     def run(self) -> int:
+        if self.show is not None and (self.all or self.out or self.csv or self.html or self.feedback or self.format != "text"):
+            raise InputError("--show prints one submission as text: leave out the options for the whole board")
         from course import leaderboard
         from course.store import Store
 
+        rules = None
+        if self.assignment:
+            from limits.assignments import load
+
+            rules = load(self.assignment)
         with Store(self.store, make=False) as store:
             if self.show is not None:
                 print(leaderboard.details(store.get(self.show)))
                 return 0
             entries = store.entries()
-        if self.all:
-            print(leaderboard.listing(entries))
-            return 0
-        rows = leaderboard.rank(entries)
-        print(leaderboard.table(rows, entries))
-        for path, text in ((self.csv, leaderboard.as_csv), (self.html, leaderboard.as_html)):
-            if path:
-                from utils import write_atomically
-
-                write_atomically(path, text(rows, entries).encode())
-                print(f"written: {path}")
+        if rules:
+            entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
+        self.show_board(entries)
         return 0
+
+    def show_board(self, entries: list[Entry]) -> None:
+        """Print and write what is asked for."""
+        from course.feedback import write_feedback
+        from course.tables import Board
+        from utils import write_atomically
+
+        board = Board(entries, self.all)
+        text, _ = board.formats[self.format]
+        if not self.out:
+            print(text(), end="")
+        # What is printed for another program stays free of other lines.
+        told = sys.stdout if self.out or self.format == "text" else sys.stderr
+        for path, format in ((self.out, self.format), (self.csv, "csv"), (self.html, "html")):
+            if path:
+                text, count = board.formats[format]
+                write_atomically(path, text().encode())
+                print(f"{count} row{'' if count == 1 else 's'} written to {path}", file=told)
+        if self.feedback:
+            count = write_feedback(self.feedback, entries)
+            print(f"{count} file{'' if count == 1 else 's'} written to {self.feedback}", file=told)
 
 
 COMMANDS = {"submit": Submit, "grade": Grade, "leaderboard": Leaderboard}

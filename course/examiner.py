@@ -31,9 +31,9 @@ from course.sandbox import FILES, INSIDE, ROOMS, Sandbox
 from course.text import printable
 from course.workplace import workplace
 from images.sources import CIFAR10_FILES, ImageDataset, Split
+from limits.assignments import Assignment, default
 
 STARTUP = 300.0  # seconds for Python and torch to be there, on however slow a machine
-CONSTRAINTS = 6  # of the assignment
 INSPECTION = 60.0  # seconds for the constraints
 MAX_LOOKS = 200  # at the test split
 CHANCE = 1e-3  # at most, that so many looks with random outputs reach the target
@@ -86,6 +86,9 @@ class Exam:
         hidden: files and folders to keep from submissions.
         cifar10: the public CIFAR-10's folder, whose training split is there for submissions that download it in their code; None
             where it is not at hand.
+        assignment: whose demands on the network are computed; None for the default one.
+        target: test accuracy to exceed, 0 to 1.
+        max_epochs: after which a run ends; 0 leaves it to the submission.
     """
 
     def __init__(
@@ -97,12 +100,16 @@ class Exam:
         threads: int = 0,
         hidden: tuple[Path, ...] = (),
         cifar10: Path | None = None,
+        assignment: Assignment | None = None,
+        target: float = TARGET,
+        max_epochs: int = 0,
     ) -> None:
         self.dataset, self.sandbox, self.timeout, self.hidden, self.cifar10 = dataset, sandbox, timeout, hidden, cifar10
         self.readable = [cifar10 / name for name in CIFAR10_FILES if name != "test_batch"] if cifar10 else []
         self.limits = Limits(memory)
         self.environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        self.needed = needed(dataset.test.labels)
+        self.assignment, self.target, self.max_looks = assignment or default(), target, min(max_epochs or MAX_LOOKS, MAX_LOOKS)
+        self.needed = needed(dataset.test.labels, target)
 
     def run(
         self, files: dict[str, bytes], seed: int, on_progress: Callable[[Run, Process], None], inspect: bool = False
@@ -164,6 +171,7 @@ class Exam:
             "image_size": dataset.image_size,
             "network": [dataset.num_channels, dataset.num_classes],
             "cifar10": self.cifar10 and str(self.cifar10.parent),
+            "assignment": self.assignment.model_dump(mode="json", exclude_defaults=True),
             "limits": self.limits.of_kernel(2 * self.timeout, sandbox.user is not None),
         }
         return [sys.executable, "-B", "-u", str(INSIDE), json.dumps(task)]  # -u: what it printed is seen though it is killed
@@ -203,7 +211,7 @@ class Exam:
         started = process.began
         try:
             process.send({"shape": train.shape}, train.fd)
-            while not run.reached and len(run.accuracies) < MAX_LOOKS:
+            while not run.reached and len(run.accuracies) < self.max_looks:
                 epoch = len(run.accuracies) + 1
                 process.doing = f"training, epoch {epoch}"
                 message, _ = process.receive("trained", "done")
@@ -240,11 +248,12 @@ class Exam:
         """Why the target was not reached, in words."""
         epochs = len(run.accuracies)
         best = f"the best of {epochs} epochs was {max(run.accuracies):.2%}" if epochs else "no epoch was finished"
-        when = f"in {MAX_LOOKS} tests, which are the most" if epochs == MAX_LOOKS else "in its num_epochs"
+        when = f"in {epochs} tests, which are the most" if epochs == self.max_looks else "in its num_epochs"
         when = f"within {self.timeout:g} s" if run.stopped_by == "limit" else when
         constant = "; every test image gets the same prediction" if epochs and np.ptp(predictions) == 0 else ""
         count = len(self.dataset.test.labels)
-        target = f"above {TARGET:.0%}" if self.needed == above_target(count) else f"{self.needed / count:.2%}, beyond luck,"
+        is_target = self.needed == above_target(count, self.target)
+        target = f"above {100 * self.target:.4g}%" if is_target else f"{self.needed / count:.2%}, beyond luck,"
         return f"not {target} {when}: {best}{constant}"
 
     def _inspect(self, process: Process, run: Run) -> dict[str, Any]:
@@ -263,7 +272,7 @@ class Exam:
                     [printable("" + name), printable("" + value), printable("" + limit), None if passed is None else passed is True]
                     for name, value, limit, passed in message["constraints"]
                 ]
-                if len(found["constraints"]) > CONSTRAINTS:
+                if len(found["constraints"]) > self.assignment.num_constraints:
                     raise Failure("it claims constraints that there are not")
             else:
                 found["problem"] = printable("" + message["problem"])
@@ -293,16 +302,16 @@ class Shuffled:
         os.close(self.fd)
 
 
-def needed(labels: np.ndarray) -> int:
+def needed(labels: np.ndarray, target: float = TARGET) -> int:
     """How many test images must be classified correctly: more than the target, and on a test split so small, or of so few classes,
     that guessing could reach that, so many that `MAX_LOOKS` guesses do it with a probability of less than `CHANCE`.
     """
     count, share = len(labels), float(np.bincount(labels).max()) / len(labels)
     beyond_luck = count * share + NormalDist().inv_cdf(1 - CHANCE / MAX_LOOKS) * (count * share * (1 - share)) ** 0.5
-    return min(count, max(above_target(count), math.ceil(beyond_luck)))
+    return min(count, max(above_target(count, target), math.ceil(beyond_luck)))
 
 
-def above_target(count: int) -> int:
+def above_target(count: int, target: float = TARGET) -> int:
     """The least number of `count` images that is strictly more than the target."""
-    least = int(TARGET * count)
-    return least if least / count > TARGET else least + 1
+    least = int(target * count)
+    return least if least / count > target else least + 1

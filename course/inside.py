@@ -20,6 +20,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import mmap
@@ -284,13 +285,14 @@ def examine(channel: Channel, task: dict[str, Any], check_constraints: Callable[
 
 
 def inspect(model: Any, image_size: tuple[int, int], num_channels: int, check_constraints: Callable[..., Any]) -> dict[str, Any]:
-    """The number of parameters and section 3's constraints of a network, as the constraints module finds them."""
+    """The number of parameters and the assignment's constraints of a network, as the constraints module finds them."""
     import torch
 
     # Not by the model's own methods, which it may have replaced.
     found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in torch.nn.Module.parameters(model))}
     try:
-        found["constraints"] = [[c.name, c.value, c.limit, c.passed] for c in check_constraints(model, image_size, num_channels)]
+        constraints = [each for each in check_constraints(model, image_size, num_channels) if not each.is_bonus]
+        found["constraints"] = [[each.name, each.value, each.limit, each.passed] for each in constraints]
     except Exception as error:  # a network that cannot be traced
         found["problem"] = str(error)[: harness.MAX_REASON]
     return found
@@ -310,8 +312,10 @@ def main() -> None:
     import torchvision.datasets  # noqa: F401
     import torchvision.transforms  # noqa: F401
 
+    from limits.assignments import parse
     from limits.constraints import check
 
+    check_constraints = functools.partial(check, assignment=parse(task["assignment"], "the assignment"))
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").parent in (project, project / "limits"):
             del sys.modules[name]  # a submission's `import config` means its own
@@ -321,7 +325,7 @@ def main() -> None:
         offer_cifar10(task["cifar10"])
     channel.send_ready(task["rooms"], seconds_an_image(task["image_size"], task["network"][0]))
     channel.receive()
-    examine(channel, task, check)
+    examine(channel, task, check_constraints)
 
 
 if __name__ == "__main__":

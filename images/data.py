@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 
+Channels = tuple[float, ...]
+"""A number for each channel, of pixels from 0 to 1."""
 Shard = tuple[int, int]
 """Rank and number of the processes that share a batch."""
 
@@ -144,13 +146,7 @@ class VectorisedBatches:
     """
 
     def __init__(
-        self,
-        split: Split,
-        config: TrainConfig,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        device: torch.device,
-        shard: Shard = (0, 1),
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
         self.sampler = _Sampler(len(split.labels), config, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -205,23 +201,19 @@ class AugmentedBatches:
     """
 
     def __init__(
-        self,
-        split: Split,
-        config: TrainConfig,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        device: torch.device,
-        shard: Shard = (0, 1),
+        self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
         from transform import BatchAugmentation
 
-        size = config.images_per_draw
+        side, size = min(split.images.shape[1:3]), config.images_per_draw
+        if config.hole > side:
+            raise InputError(f"hole is {config.hole}: it must be at most the side of an image ({side} pixels)")
         if split.images.shape[3] > 4 and size > 1:
             raise InputError(f"images_per_draw is {size}: for images of {split.images.shape[3]} channels it must be 1")
         sampler = _Sampler(len(split.labels), config, shard, size)
         self.steps_per_epoch = sampler.steps_per_epoch
         self.mean, self.std, self.workers, self.device = mean, std, config.workers, device
-        augmentation = BatchAugmentation(mean, config.augment, size, config.augmentations)
+        augmentation = BatchAugmentation(mean, config.augment, size, config.augmentations, config.hole)
         self.batches = _AugmentedSteps(split, sampler, augmentation, size)
 
     def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:

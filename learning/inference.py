@@ -61,7 +61,11 @@ def for_inference(model: nn.Module, precision: torch.dtype) -> nn.Module:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, ResidualPointwiseConv2d):
             model.set_submodule(name, _without_sum(layer))
-        elif isinstance(layer, Layer) and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all())):
+        elif (
+            isinstance(layer, Layer)
+            and isinstance(layer.norm, nn.BatchNorm2d)
+            and (isinstance(layer.pool, nn.Identity) or bool((layer.norm.weight > 0).all()))
+        ):
             layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
             layer.register_module("norm", nn.Identity())
     return model.to(precision).to(memory_format=torch.channels_last)

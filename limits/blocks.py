@@ -1,7 +1,8 @@
-"""The four convolution blocks and the output block of a network, and the layers in them.
+"""The convolution blocks and the output block of a network, and the layers in them.
 
-Blocks named C1, C2, C3, C4 and O are those. In a network without these names they are found by name (`layer1` to `layer4`) or by
-structure (four modules side by side that hold most of the convolutions); what comes after the fourth is then the output block.
+An assignment names the blocks, as C1, C2, C3, C4 and O. In a network without these names they are found by name (`layer1` to
+`layer4`) or by structure (as many modules side by side that hold most of the convolutions); what comes after the last of them is
+then the output block.
 """
 
 from __future__ import annotations
@@ -15,65 +16,73 @@ from limits.operations import ELEMENTWISE, SUMS, Op
 from limits.tracing import Trace, reach_back
 
 BLOCKS = ("C1", "C2", "C3", "C4", "O")
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Which block each operation is in."""
 
+    wanted: tuple[str, ...]
+    """The names of the blocks, the output block's last."""
     names: tuple[str, ...]
-    """What the network calls them, in the order of BLOCKS; the fifth may be several modules, or be missing."""
+    """What the network calls them, in the order of `wanted`; the last may be several modules, or be missing."""
     of: dict[Op, str]
-    """One of BLOCKS; operations outside of all are not in it."""
+    """One of `wanted`; operations outside of all are not in it."""
 
     @property
     def said(self) -> str:
-        """`` as layer1 layer2 layer3 layer4 fc`` where the names are not BLOCKS."""
-        return "" if self.names == BLOCKS else " as " + " ".join(self.names)
+        """`` as layer1 layer2 layer3 layer4 fc`` where the names are not those that are wanted."""
+        return "" if self.names == self.wanted else " as " + " ".join(self.names)
 
 
-def find_blocks(trace: Trace, paths: Sequence[str] = ()) -> Blocks:
-    """The blocks of a network: the modules with the dotted `paths`, four or five, or else those that are found.
+def find_blocks(trace: Trace, paths: Sequence[str] = (), wanted: tuple[str, ...] = BLOCKS) -> Blocks:
+    """The blocks of a network: the modules with the dotted `paths`, with or without the output block, or else those that are found.
 
     Raises InputError where the network has no such modules.
     """
     if paths:
-        _demand(trace, paths)
-        return _by_paths(trace, tuple(paths))
-    of = {op: name for op in trace.ops if (name := next((part for part in op.path.split(".") if part in BLOCKS), None))}
+        _demand(trace, paths, wanted)
+        return _by_paths(trace, tuple(paths), wanted)
+    of = {op: name for op in trace.ops if (name := next((part for part in op.path.split(".") if part in wanted), None))}
     named = set(of.values())
-    if not named - {"O"} or named == set(BLOCKS[:-1]):
-        found = _numbered(trace) or _side_by_side(trace)
+    if len(wanted) > 2 and (not named - {wanted[-1]} or named == set(wanted[:-1])):
+        count = len(wanted) - 1
+        found = _numbered(trace, count) or _side_by_side(trace, count)
         if found:
-            return _by_paths(trace, found)
-    return Blocks(BLOCKS, of)
+            return _by_paths(trace, found, wanted)
+    return Blocks(wanted, wanted, of)
 
 
-def _demand(trace: Trace, paths: Sequence[str]) -> None:
+def _demand(trace: Trace, paths: Sequence[str], wanted: tuple[str, ...]) -> None:
+    if not wanted:
+        raise InputError("the assignment demands no blocks: leave out --blocks")
     modules = [name for name, _ in trace.model.named_modules() if name]
     unknown = [path for path in paths if path not in modules]
     if unknown:
         shown = [name for name in modules if name.count(".") < 2]
         raise InputError(f"the network has no module '{unknown[0]}': it has {', '.join(shown[:40]) or 'none'}")
-    if len(paths) not in (4, 5) or len(set(paths)) < len(paths):
-        raise InputError(f"the blocks are four different modules, or five with the output block: {', '.join(paths)} is not that")
+    most = len(wanted)
+    if len(paths) not in (most - 1, most) or len(set(paths)) < len(paths):
+        few, many = (NUMBERS.get(number, str(number)) for number in (most - 1, most))
+        raise InputError(f"the blocks are {few} different modules, or {many} with the output block: {', '.join(paths)} is not that")
 
 
-def _by_paths(trace: Trace, paths: tuple[str, ...]) -> Blocks:
+def _by_paths(trace: Trace, paths: tuple[str, ...], wanted: tuple[str, ...]) -> Blocks:
     of = {}
     for op in trace.ops:
-        for name, path in zip(BLOCKS, paths, strict=False):
+        for name, path in zip(wanted, paths, strict=False):
             if op.path == path or op.path.startswith(path + "."):
                 of[op] = name
                 break
-    if len(paths) == len(BLOCKS):
-        return Blocks(paths, of)
-    last = max((place for place, op in enumerate(trace.ops) if of.get(op) == BLOCKS[3]), default=len(trace.ops))
+    if len(paths) == len(wanted):
+        return Blocks(wanted, paths, of)
+    last = max((place for place, op in enumerate(trace.ops) if of.get(op) == wanted[-2]), default=len(trace.ops))
     rest = [op for op in trace.ops[last + 1 :] if op not in of]
-    of |= dict.fromkeys(rest, BLOCKS[4])
+    of |= dict.fromkeys(rest, wanted[-1])
     depth = paths[0].count(".") + 1 if len({path.rpartition(".")[0] for path in paths}) == 1 else 1
     after = dict.fromkeys(".".join(op.path.split(".")[:depth]) for op in rest)
-    return Blocks((*paths, *([name for name in after if name] or ["forward"] * bool(rest))), of)
+    return Blocks(wanted, (*paths, *([name for name in after if name] or ["forward"] * bool(rest))), of)
 
 
 def _holders(trace: Trace) -> dict[str, list[tuple[str, int]]]:
@@ -88,8 +97,8 @@ def _holders(trace: Trace) -> dict[str, list[tuple[str, int]]]:
     return {path: list(children.items()) for path, children in counts.items() if len(children) > 1}
 
 
-def _numbered(trace: Trace) -> tuple[str, ...] | None:
-    """Four modules side by side called NAME1, NAME2, NAME3, NAME4 (or from 0) that hold most of the convolutions."""
+def _numbered(trace: Trace, wanted: int) -> tuple[str, ...] | None:
+    """As many modules as are wanted side by side called NAME1, NAME2, ... (or from 0) that hold most of the convolutions."""
     total = sum(op.is_conv for op in trace.ops)
     for holder, children in _holders(trace).items():
         groups: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
@@ -99,21 +108,21 @@ def _numbered(trace: Trace) -> tuple[str, ...] | None:
                 groups.setdefault((parts[1], parts[3]), {})[int(parts[2])] = child, count
         for group in groups.values():
             numbers = sorted(group)
-            is_four = len(group) == 4 and numbers[-1] - numbers[0] == 3 and numbers[0] in (0, 1)
-            if is_four and sum(count for _, count in group.values()) * 2 > total:
+            is_row = len(group) == wanted and numbers[-1] - numbers[0] == wanted - 1 and numbers[0] in (0, 1)
+            if is_row and sum(count for _, count in group.values()) * 2 > total:
                 return tuple(f"{holder}.{group[number][0]}".lstrip(".") for number in numbers)
     return None
 
 
-def _side_by_side(trace: Trace) -> tuple[str, ...] | None:
-    """Four modules side by side with several convolutions each, most of all; a fifth may hold the head's."""
+def _side_by_side(trace: Trace, wanted: int) -> tuple[str, ...] | None:
+    """As many modules side by side with several convolutions each, most of all; one more may hold the head's."""
     total = sum(op.is_conv for op in trace.ops)
     heads = [op.path for op in trace.heads]
     for holder, children in _holders(trace).items():
         paths = [f"{holder}.{child}".lstrip(".") for child, _ in children]
-        counts = [count for _, count in children[:4]]
-        has_output = len(paths) == 5 and all(head == paths[4] or head.startswith(paths[4] + ".") for head in heads)
-        if (len(paths) == 4 or has_output) and min(counts) > 1 and sum(counts) * 2 > total:
+        counts = [count for _, count in children[:wanted]]
+        has_output = len(paths) == wanted + 1 and all(head == paths[-1] or head.startswith(paths[-1] + ".") for head in heads)
+        if (len(paths) == wanted or has_output) and min(counts) > 1 and sum(counts) * 2 > total:
             return tuple(paths)
     return None
 

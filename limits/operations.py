@@ -32,6 +32,15 @@ SIGNATURES = {
         "softmax": "input dim",
         "log_softmax": "input dim",
         "getitem": "input index",
+        "group_norm": "input num_groups",
+        "linear": "input weight bias",
+        "matmul": "input other",
+        "rmatmul": "other input",
+        "mm": "input other",
+        "mv": "input other",
+        "bmm": "input other",
+        "addmm": "added input other",
+        "baddbmm": "added input other",
     }.items()
 }
 MODULES: dict[type[nn.Module], str] = {
@@ -47,14 +56,16 @@ MODULES: dict[type[nn.Module], str] = {
     nn.ReflectionPad2d: "pad",
     nn.ReplicationPad2d: "pad",
 }
-ELEMENTWISE_MODULES = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.Identity,
-)
+ELEMENTWISE_MODULES: dict[type[nn.Module], str] = {
+    nn.modules.batchnorm._BatchNorm: "batch_norm",
+    nn.modules.instancenorm._InstanceNorm: "instance_norm",
+    nn.GroupNorm: "group_norm",
+    nn.LayerNorm: "layer_norm",
+    nn.LocalResponseNorm: "local_response_norm",
+    nn.modules.dropout._DropoutNd: "dropout",
+    nn.Identity: "elementwise",
+}
+MATRIX_PRODUCTS = frozenset(("linear", "matmul", "rmatmul", "mm", "mv", "bmm", "addmm", "baddbmm"))
 # Activations, what stops a gradient though it keeps the pixels, and what counts as elementwise by convention though it looks at
 # neighbours (normalisation).
 TRANSPARENT = frozenset(
@@ -154,9 +165,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 def describe_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
     """Name and options of one of torch's modules that counts as one operation."""
-    if isinstance(module, ELEMENTWISE_MODULES):
-        return "elementwise", {}
-    name = next(name for kind, name in MODULES.items() if isinstance(module, kind))
+    name = next(name for kind, name in {**MODULES, **ELEMENTWISE_MODULES}.items() if isinstance(module, kind))
     return name, {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
 
@@ -173,6 +182,8 @@ def describe_call(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dic
     if name == "conv2d":
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         options |= {"kernel_size": tuple(options["weight"].shape[2:]), "in_channels": options["input"].shape[1]}
+    elif name in MATRIX_PRODUCTS:
+        options["inner"] = options["input"].shape[-1]
     elif name == "pad":
         options.setdefault("padding", options.get("pad"))
     if "axis" in options:

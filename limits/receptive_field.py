@@ -58,6 +58,47 @@ def receptive_field_of(trace: Trace) -> ReceptiveField:
     return ReceptiveField(_by_arithmetic(trace, unit), gradient, at_least or any(op.is_opaque for op in reach_back([unit])))
 
 
+@dataclass(frozen=True)
+class LayerField:
+    """The receptive field after one convolution or pooling."""
+
+    path: str
+    """Dotted path of its module."""
+    operation: str
+    """As `3x3 convolution, dilation 2`."""
+    size: tuple[int, int]
+    """Height and width of its result."""
+    pixels: float | None
+    """On a side, over all paths to it; math.inf for all, None where an operation's reach is not known."""
+
+
+def layer_fields(model: nn.Module, image_size: tuple[int, int] = (32, 32), num_channels: int = 3) -> list[LayerField]:
+    """The receptive field layer by layer, by arithmetic, in the order of execution, up to the last feature map.
+
+    `model` is left as it is. Raises whatever it raises on such an image.
+    """
+    trace = trace_model(model, image_size, num_channels)
+    if not trace.heads:
+        return []
+    before = reach_back([last_feature_map(trace)])
+    ops = [op for op in trace.ops if op in before and (op.is_conv or op.name in POOLS) and len(op.shape) == 4]
+    return [LayerField(op.path, _describe(op), (op.shape[2], op.shape[3]), _by_arithmetic(trace, op)) for op in ops]
+
+
+def _describe(op: Op) -> str:
+    kernel = pair(op.options["kernel_size"])
+    words = [f"{kernel[0]}x{kernel[1]} "]
+    if op.is_conv:
+        words[0] += ("depthwise " if op.is_depthwise else "") + "convolution"
+    else:
+        words[0] += "max-pooling" if op.name == "max_pool2d" else "average pooling"
+    for name, usual in (("stride", 1 if op.is_conv else op.options["kernel_size"]), ("dilation", 1)):
+        value = pair(op.options.get(name) or usual)
+        if value != pair(usual):
+            words.append(f"{name} {value[0] if value[0] == value[1] else f'{value[0]}x{value[1]}'}")
+    return ", ".join(words)
+
+
 class _UnknownReach(Exception):
     pass
 

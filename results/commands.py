@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from config import InputError
-from utils import ROOT, STATED
+from utils import ASSIGNMENT, ROOT, STATED
 
 if TYPE_CHECKING:
     from learning.inference import TrainedNetwork
@@ -105,12 +105,16 @@ class Predict:
 
 @dataclasses.dataclass
 class Report:
-    """Compare runs of train, finished or not: a table, a plot of the validation accuracy (PNG), and a page with both."""
+    """Compare runs of train, finished or not: a table, a plot of the validation accuracy (PNG), and a page with both.
+
+    Exit status: 0 done; with --assignment 1 if a run fails a demand, 3 if none fails one but one is unknown; 2 bad input.
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders written by train, such as runs/baseline-cifar10."""
     out: Annotated[Path | None, STATED] = None
     """Folder to write the page and the PNG to (default: the run's own folder for one run, runs/comparison for several)."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
 
     def run(self) -> int:
         if not self.runs:
@@ -118,11 +122,20 @@ class Report:
         from results import comparison
 
         runs = comparison.load_runs(self.runs)
+        if self.assignment:
+            from limits.assignments import load
+
+            comparison.judge(runs, load(self.assignment))
         out = self.out or (self.runs[0] if len(runs) == 1 else ROOT / "runs" / "comparison")
-        page = comparison.write(runs, out)
+        page = comparison.write(runs, out, self.assignment)
         print(comparison.format_table(runs))
+        if self.assignment:
+            from limits.constraints import exit_status, format_table
+
+            for run in runs:
+                print(f"\n{run.name}: what the assignment {self.assignment} demands\n{format_table(run.demands)}")
         print(f"page in {page}, plot in {page.with_name(comparison.PLOT)}")
-        return 0
+        return exit_status([one for run in runs for one in run.demands]) if self.assignment else 0
 
 
 @dataclasses.dataclass

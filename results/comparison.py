@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ from utils import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from limits.assignments import Assignment
+    from limits.constraints import Constraint
 
 PLOT = "validation-accuracy.png"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by the colour-blind
@@ -47,6 +50,10 @@ class Run:
     seconds: float
     """On the clock of the training."""
     is_finished: bool
+    config: dict[str, Any] = field(default_factory=dict)
+    """The fields of TrainConfig."""
+    demands: list[Constraint] = field(default_factory=list)
+    """Those of an assignment, where one was named."""
 
     @property
     def test_accuracy(self) -> float | None:
@@ -96,10 +103,26 @@ def _load_run(path: Path) -> Run:
     try:
         history = History.from_dict(values["history"])
         seconds = history.total_seconds if finished else values["seconds"]
-        return Run(str(path), values["card"]["dataset"], values["card"], history, seconds, finished)
+        return Run(str(path), values["card"]["dataset"], values["card"], history, seconds, finished, values["config"])
     except (KeyError, TypeError) as error:
         file = record if finished else checkpoint
         raise InputError(f"{file} is not what train writes: {type(error).__name__} {error}") from error
+
+
+def judge(runs: Sequence[Run], assignment: Assignment) -> None:
+    """Give each run what the assignment demands of its network and of its training.
+
+    Raises InputError where the weights of a run cannot be read, or where its network is of a file that is missing.
+    """
+    import torch
+
+    from learning.inference import TrainedNetwork
+    from results.demands import Training, of_all
+
+    for run in runs:
+        weights = Path(run.name) / ("model.safetensors" if run.is_finished else "checkpoint.pt")
+        network = TrainedNetwork.load(weights, torch.device("cpu"))
+        run.demands = of_all(assignment, network.model, Training(run.card, run.config, run.history))
 
 
 def format_table(runs: Sequence[Run]) -> str:
@@ -114,8 +137,10 @@ def format_table(runs: Sequence[Run]) -> str:
     )
 
 
-def write(runs: Sequence[Run], folder: Path) -> Path:
+def write(runs: Sequence[Run], folder: Path, assignment: str = "") -> Path:
     """Write the plot and the page comparison.html into `folder`; returns the path of the page, which loads nothing from outside.
+
+    `assignment` is the name of the one whose demands the runs have, where they have some.
 
     Raises InputError where `folder` cannot be written.
     """
@@ -128,6 +153,7 @@ def write(runs: Sequence[Run], folder: Path) -> Path:
         columns=COLUMNS,
         plot=data_uri(plot),
         plot_text=_describe(runs),
+        assignment=assignment,
     )
     write_atomically(folder / PLOT, plot)
     write_atomically(folder / "comparison.html", page.encode("utf-8", "replace"))

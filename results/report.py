@@ -50,6 +50,7 @@ def write_report(
     constraints: list[Constraint],
     environment: dict[str, Any],
     explainer: Explainer | None = None,
+    assignment: str = "",
 ) -> Path:
     """Write the report of a run into `folder`: report.html, curves.png, confusion.png, mistakes.png, and run.png, all in one.
 
@@ -65,6 +66,7 @@ def write_report(
         constraints: may be empty.
         environment: hardware and versions; may be nested.
         explainer: of the network, to show the evidence for each mistake beside it.
+        assignment: the name of the one whose demands `constraints` are, where one was named.
 
     Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
     be written.
@@ -108,6 +110,7 @@ def write_report(
             for i, explanation in itertools.zip_longest(mistaken, explanations)
         ],
         constraints=constraints,
+        assignment=assignment,
         network=_rows({key: value for key, value in card.items() if key != "classes"}),
         configuration=_rows(config),
         environment=_rows(environment),

@@ -14,8 +14,8 @@ import torch
 
 import main
 import processes
-from config import PRESETS
 from conftest import ALL_THREADS, DATA, ROOT, assert_refused, needs_cifar10, run_main
+from learning.presets import PRESETS
 from processes import wait_for
 
 

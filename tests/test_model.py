@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from config import CONFIG, PRESETS
+from config import CONFIG
 from conftest import ROOT
 from learning.inference import for_inference
+from learning.presets import PRESETS
 from limits.constraints import check
 from model import Bottleneck, DilatedDepthwiseConv2d, Layer, MeanMaxPool2d, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
 from utils import count_parameters
@@ -87,11 +89,11 @@ def test_layers_that_keep_their_shape_start_as_the_identity():
 def test_bottleneck_starts_as_the_identity_where_it_keeps_its_shape_and_learns():
     torch.manual_seed(0)
     x = torch.rand(2, 16, 8, 8)
-    layer = Bottleneck(16, 16, 1, 0.1, "relu", dirac=True)
+    layer = Bottleneck(16, 16, 1, 1, partial(Layer, norm_momentum=0.1, dirac=True))
     assert torch.equal(layer(x), x)
     F.mse_loss(layer(x), torch.zeros_like(x)).backward()
     assert layer.expand.norm.weight.grad.abs().min() > 0
-    wider = Bottleneck(16, 32, 2, 0.1, "silu", dirac=True)
+    wider = Bottleneck(16, 32, 2, 1, partial(Layer, norm_momentum=0.1, activation="silu", dirac=True))
     assert wider(x).shape == (2, 32, 4, 4)
     assert sum(p.numel() for p in wider.parameters() if p.ndim == 4) == 16 * 8 + 8 * 8 * 9 + 8 * 32
 
@@ -112,6 +114,43 @@ def test_activation_is_that_of_every_layer():
     for name, function in (("relu", F.relu), ("silu", F.silu)):
         layer = Layer(8, 12, "dense", activation=name).eval()
         torch.testing.assert_close(layer(x), function(layer.norm(layer.conv(x))))
+
+
+def test_a_network_with_group_norm_is_not_folded_and_predicts_the_same():
+    torch.manual_seed(0)
+    model = Net(3, 10, **PRESETS["cifar-50k-group"].net).eval()
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(for_inference(model, torch.float32)(images), model(images))
+
+
+@pytest.mark.parametrize("kind", ["dense", "separable"])
+def test_a_stride_in_place_of_max_pooling(kind):
+    layer = Layer(8, 8, kind, stride=2)
+    assert layer(torch.randn(2, 8, 15, 15)).shape == (2, 8, 8, 8)
+    assert not layer.residual
+    strided = [module.stride for module in layer.modules() if isinstance(module, torch.nn.Conv2d) and module.stride != (1, 1)]
+    assert strided == [(2, 2)]
+    network = Net(3, 10, **PRESETS["c1c2c3c4o-strict"].net)
+    assert not any(isinstance(module, torch.nn.MaxPool2d) for module in network.modules())
+    assert network.C3(network.C2(network.C1(torch.randn(2, 3, 32, 32)))).shape[2:] == (8, 8)
+
+
+def test_a_stride_that_would_drop_pixels_is_refused():
+    for kind in ("pointwise", "separable_dilated", "dense_dilated"):
+        with pytest.raises(ValueError, match=f"a layer of kind '{kind}' has no stride"):
+            Layer(8, 8, kind, stride=2)
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("group", 3), ("layer", 1)])
+def test_the_normalisation_is_that_of_every_layer(norm, groups):
+    layer = Layer(8, 12, "dense", norm=norm)
+    assert layer.norm.num_groups == groups
+    network = Net(3, 10, **PRESETS[f"cifar-50k-{norm}"].net)
+    norms = [module for module in network.modules() if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.GroupNorm))]
+    assert len(norms) == 9
+    assert all(isinstance(module, torch.nn.GroupNorm) for module in norms)
+    with pytest.raises(ValueError, match="unknown normalisation 'weight'"):
+        Layer(8, 12, "dense", norm="weight")
 
 
 def test_mean_and_maximum_of_each_channel():
@@ -268,7 +307,14 @@ def test_stands_alone(module):
 
 @pytest.mark.parametrize(
     ("preset", "lowest_weight", "left"),
-    [("sprint", 0.5, 0), ("accurate", 0.5, 0), ("teacher", 0.5, 0), ("cifar100", 0.5, 0), ("accurate", -1.5, 2)],
+    [
+        ("sprint", 0.5, 0),
+        ("accurate", 0.5, 0),
+        ("teacher", 0.5, 0),
+        ("cifar100", 0.5, 0),
+        ("accurate", -1.5, 2),
+        ("c1c2c3c4o-strict", 0.5, 0),
+    ],
 )
 def test_folded_network_predicts_the_same(preset, lowest_weight, left):
     """Behind max-pooling a BatchNorm with a negative weight is left."""

@@ -64,6 +64,20 @@ def test_steps_have_the_asked_parameters():
     assert steps["ShiftScaleRotate"].shift_limit_x == (-0.2, 0.2)
 
 
+def test_a_hole_in_pixels_does_not_follow_the_strength():
+    for strength in (0.5, 2.0):
+        for transform in (train_transform(MEAN, STD, strength, hole=16), BatchAugmentation(MEAN, strength, 2, hole=16)):
+            transform.set_random_seed(0)
+            (hole,) = (step for step in transform._pipeline.transforms if type(step).__name__ == "CoarseDropout")
+            assert hole.hole_height_range == hole.hole_width_range == (16, 16)
+            assert tuple(hole.fill)[:3] == MEAN_BYTES
+    images = BatchAugmentation(MEAN, 0.5, 1, ("dropout",), hole=16)
+    images.set_random_seed(0)
+    cut = [(images(np.full((1, 32, 32, 3), 255, np.uint8))[0] != 255).any(2) for _ in range(20)]
+    assert {int(mask.sum()) for mask in cut} == {0, 256}
+    assert {(int(mask.any(0).sum()), int(mask.any(1).sum())) for mask in cut if mask.any()} == {(16, 16)}
+
+
 @pytest.mark.parametrize("side, strength, hole_side", [(32, 1.0, 8), (32, 0.5, 4), (64, 1.0, 16), (28, 1.0, 7), (32, 100.0, 24)])
 def test_one_square_hole_of_the_mean_colour_is_seen(side, strength, hole_side):
     """On a white image everything but the hole, which every second one has, stays white, whatever the others do."""

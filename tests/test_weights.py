@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from config import PRESETS
 from conftest import DATA, ROOT, run_main
 from images import data
 from learning.inference import TrainedNetwork
+from learning.presets import PRESETS
 from learning.weights import load_weights
 from limits.constraints import check
 from utils import count_parameters

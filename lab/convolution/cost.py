@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from config import PRESETS
 from lab.common.quick import demand_whole
 from lab.common.statements import span
+from learning.presets import PRESETS
 from results.documents import measured_on, replace_between
 from utils import ROOT, resolve_precision
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from config import PRESETS, TrainConfig
+from config import TrainConfig
 from lab.common.command import Experiment
 from lab.common.figures import confusions, learning_curves
 from lab.common.page import Figure, Page, Table
 from lab.common.statements import compare, highest, percent, select
+from learning.presets import PRESETS
 from utils import STATED
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import get_preset
 from images.data import ImageDataset
+from learning.presets import get_preset
 from model import Layer, Net, ResidualPointwiseConv2d
 from training import Trainer
 from utils import seed_everything

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from config import InputError, get_preset
+from config import InputError
 from lab.common.quick import demand_whole, load
 from lab.common.statements import compare
+from learning.presets import get_preset
 from results.documents import measured_on, replace_between
 from utils import ROOT, STATED, demand_writable
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from config import get_preset
 from lab.common.quick import demand_whole
+from learning.presets import get_preset
 from results.documents import replace_between
 from utils import ROOT
 
@@ -97,8 +97,10 @@ def _describe(module: nn.Module, parent: nn.Module, network: Net) -> tuple[str, 
         if isinstance(module, DilatedDepthwiseConv2d) or module.groups == module.in_channels > 1:
             return f"depthwise {kernel}{notes}", r"$y_c = w_c \star x_c$"
         return (f"dense {kernel}{notes}", r"$y = W \star x$") if module.kernel_size != (1, 1) else ("1x1", "$y = W x$")
-    if isinstance(module, nn.BatchNorm2d):
-        words, inner = ["BatchNorm"], r"\gamma \hat x + \beta"
+    if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        groups = module.num_groups if isinstance(module, nn.GroupNorm) else 0
+        name = "BatchNorm" if not groups else "LayerNorm" if groups == 1 else f"GroupNorm, {groups} groups"
+        words, inner = [name], r"\gamma \hat x + \beta"
         if parent.residual:
             words, inner = [*words, "sum"], inner + " + r"
         if parent.activation == "silu":

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Preset, TrainConfig
+from config import TrainConfig
 from images.data import ImageDataset, Split, normalise
 from lab.measurements.jobs import BASE, Job, Result
 from learning.inference import seconds_a_call
+from learning.presets import Preset
 from model import Net
 from training import Trainer
 from utils import resolve_precision

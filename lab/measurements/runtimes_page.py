@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import InputError, get_preset
+from config import InputError
 from lab.common.quick import demand_whole, load
 from lab.common.statements import judge, span
 from lab.measurements.jobs import BASE, Job, Precision, Result
+from learning.presets import get_preset
 from results.documents import measured_on, replace_between
 from utils import ROOT, provenance, resolve_precision, write_json
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -261,77 +262,66 @@ def batches(workers):
 """
 
 
-def run_script(path: Path, body: str) -> subprocess.CompletedProcess:
-    path.write_text(BATCHES_SCRIPT + body)
-    return processes.run(path)
+def script(folder: Path, body: str, start_method: str | None = None) -> Path:
+    """A program of its own that makes batches with workers started so, and then does what `body` says."""
+    body = f"multiprocessing.set_start_method({start_method!r})\n{textwrap.dedent(body)}"
+    path = folder / "script.py"
+    path.write_text(f"{BATCHES_SCRIPT}\nif __name__ == '__main__':\n{textwrap.indent(body, '    ')}")
+    return path
 
 
 @pytest.mark.slow
 def test_spawned_workers(tmp_path):
     """As on systems without fork; quiet, and with the same batches."""
-    result = run_script(
-        tmp_path / "spawned.py",
-        """
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
-        assert torch.equal(a, b) and torch.equal(i, j)
-    print("same")
-""",
-    )
+    body = """
+        for (a, i), (b, j) in zip(batches(0).steps(range(0, 5)), batches(2).steps(range(5)), strict=True):
+            assert torch.equal(a, b) and torch.equal(i, j)
+        print("same")
+    """
+    result = processes.run(script(tmp_path, body, "spawn"))
     assert (result.returncode, result.stdout, result.stderr) == (0, "same\n", "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory a process has of its own")
 @pytest.mark.slow
 def test_forked_workers_do_not_copy_the_images(tmp_path):
-    result = run_script(
-        tmp_path / "memory.py",
-        """
-if __name__ == "__main__":
-    multiprocessing.set_start_method("fork")
-    images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
-    split = Split(images, np.zeros(len(images), np.int64))
-    steps = made(split, batch_size=1000, images_per_draw=20, workers=1).steps(range(0, 130))
-    for _ in range(100):
-        next(steps)
-    [worker] = multiprocessing.active_children()
-    text = open(f"/proc/{worker.pid}/smaps_rollup").read()
-    print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
-""",
-    )
+    body = """
+        images = np.full((130_000, 32, 32, 3), 9, np.uint8)  # 400 MB
+        split = Split(images, np.zeros(len(images), np.int64))
+        steps = made(split, batch_size=1000, images_per_draw=20, workers=1).steps(range(0, 130))
+        for _ in range(100):
+            next(steps)
+        [worker] = multiprocessing.active_children()
+        text = open(f"/proc/{worker.pid}/smaps_rollup").read()
+        print(sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) // 1024)
+    """
+    result = processes.run(script(tmp_path, body, "fork"))
     assert result.returncode == 0, result.stderr
     assert 0 < int(result.stdout) < 300  # MB
 
 
 def test_closing_the_batches_ends_the_workers(tmp_path):
-    result = run_script(
-        tmp_path / "closed.py",
-        """
-if __name__ == "__main__":
-    steps = batches(2).steps(range(0, 100))
-    next(steps)
-    assert len(multiprocessing.active_children()) == 2
-    steps.close()
-    print(len(multiprocessing.active_children()))
-""",
-    )
+    body = """
+        steps = batches(2).steps(range(0, 100))
+        next(steps)
+        assert len(multiprocessing.active_children()) == 2
+        steps.close()
+        print(len(multiprocessing.active_children()))
+    """
+    result = processes.run(script(tmp_path, body))
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    (tmp_path / "killed.py").write_text(
-        BATCHES_SCRIPT
-        + """
-if __name__ == "__main__":
-    steps = batches(2).steps(range(0, 10**9))
-    next(steps)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    for _ in steps:
-        pass
-"""
-    )
-    process = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True)
+    body = """
+        steps = batches(2).steps(range(0, 10**9))
+        next(steps)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        for _ in steps:
+            pass
+    """
+    command = [sys.executable, script(tmp_path, body)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2
     process.send_signal(signal.SIGKILL)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from config import PRESETS, InputError, TrainConfig
+from config import InputError, TrainConfig
 from conftest import random_split
 from images.data import ImageDataset, Split
 from learning.fitting import MIN_STEPS, fit_to_data, say_missing_classes
+from learning.presets import PRESETS
 
 BASELINE = PRESETS["baseline"].train
 

@@ -10,7 +10,7 @@ from networks import Good, changed, dense
 from torch import nn
 
 import main
-from limits.commands import show
+from commands.check import show
 from limits.constraints import check
 from utils import summary
 

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Good
 from torch import Tensor, nn
 
-from limits.receptive_field import ReceptiveField, receptive_field
+from limits.receptive_field import ReceptiveField, layer_fields, receptive_field
 from model import Model, Net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -254,3 +255,29 @@ def test_arithmetic_and_gradient_agree_on_the_project_s_network(options: dict) -
 def test_arithmetic_and_gradient_agree_on_the_course_s_model() -> None:
     assert receptive_field(Model(3, 10)) == ReceptiveField(49, 49)
     assert receptive_field(Net(3, 10)) == receptive_field(Net(1, 10), (28, 28), 1) == ReceptiveField(66, 66)
+
+
+def test_layer_by_layer() -> None:
+    fields = layer_fields(Good())
+    assert [field.pixels for field in fields if "pool" not in field.operation] == [3, 5, 7, 12, 16, 16, 20, 30, 38, 46, 66, 98, 114]
+    first, *_, last = fields
+    assert (first.path, first.operation, first.size) == ("C1.0.0", "3x3 convolution", (32, 32))
+    assert (last.path, last.pixels) == ("C4.2.0", 114)
+
+
+def test_layers_are_described() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, (3, 5), stride=2, dilation=2),
+        nn.MaxPool2d(3, stride=1),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 8, 3, groups=8, stride=(1, 2)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    assert [field.operation for field in layer_fields(network)] == [
+        "3x5 convolution, stride 2, dilation 2",
+        "3x3 max-pooling, stride 1",
+        "2x2 average pooling",
+        "3x3 depthwise convolution, stride 1x2",
+    ]

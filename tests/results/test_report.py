@@ -155,7 +155,7 @@ def test_page_holds_the_numbers(written):
         f1 = 2 * recall * precision / (recall + precision)
         assert [name, f"{recall:.1%}", "", f"{precision:.1%}", f"{f1:.1%}", str((test.labels == index).sum())] in page.rows
     assert ["parameters", "pass", "196,746", "< 200,000"] in page.rows
-    assert ["receptive field", "fail", "39", "> 44"] in page.rows
+    assert ["receptive field", "FAIL", "39", "> 44"] in page.rows
     assert ["max_lr", "0.02"] in page.rows and ["hardware.processor", "Abacus 9"] in page.rows
     assert "python main.py sprint --seed 3" in text
 

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from config import PRESETS, InputError, TrainConfig
+from config import InputError, TrainConfig
 from images.sources import ImageDataset, Split
 from lab.common.command import Experiment
 from lab.common.trainings import take_images
 from lab.experiments.transfer.networks import net_features, net_name
 from learning.inference import TrainedNetwork
+from learning.presets import PRESETS
 from learning.weights import save_weights
 from model import Net
 from training import Trainer

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import main
-from config import PRESETS
 from conftest import DATA, needs_cifar10
 from images import data
 from lab.convolution import sums
 from lab.convolution.conv2d import ByHandNet, Conv2d, conv2d
 from learning.inference import TrainedNetwork
+from learning.presets import PRESETS
 from limits.constraints import check
 from model import Net
 from training import Trainer

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from config import PRESETS
 from conftest import ROOT
 from lab.measurements import gradients, gradients_page, layers
+from learning.presets import PRESETS
 from limits.constraints import check
 from model import Net
 from utils import count_mult_adds, count_parameters

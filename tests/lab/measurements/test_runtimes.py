@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import main
-from config import PRESETS
 from conftest import ROOT, random_split, run_main
 from images.sources import ImageDataset
 from lab.measurements import runtimes, runtimes_page
 from lab.measurements.jobs import BASE, Job, Result
 from lab.measurements.runtimes import BUILD
+from learning.presets import PRESETS
 
 EAGER = [name for name in BUILD if "compile" not in name]
 JOB = Job(BASE, "training", "fp32", "NCHW", "cpu", 64)
