@@ -59,7 +59,10 @@ def feedback(entry: Entry, name: str = "", place: int | None = None, places: int
             for constraint, value, limit, passed in result.get("constraints", ())
         ],
         advice=list(advice(entry)),
-        others=[(each.id, when(each.submitted), each.state, f"{each.score:.2f} s" if each.score is not None else each.reason) for each in others],
+        others=[
+            (each.id, when(each.submitted), each.state, f"{each.score:.2f} s" if each.score is not None else each.reason)
+            for each in others
+        ],
     )
 
 
@@ -106,7 +109,8 @@ def advice(entry: Entry) -> Iterator[str]:
         yield "Ask your teacher: the grader failed, and it is not known that your files are the reason. Submit again."
     for name, value, limit, passed in entry.result.get("constraints", ()):
         if passed is False:
-            yield f"Meet the constraint *{markdown(name)}*: the network has {markdown(value)}, required is {markdown(limit)}. {CHECK} computes it."
+            demand = f"the network has {markdown(value)}, required is {markdown(limit)}"
+            yield f"Meet the constraint *{markdown(name)}*: {demand}. {CHECK} computes it."
         elif passed is None:
             yield f"Ask your teacher about the constraint *{markdown(name)}*, which could not be computed. {CHECK} says why."
     if "problem" in entry.result:

@@ -270,7 +270,7 @@ def target_of(entry: Entry | None) -> float:
 
 def _page(table: list[list[str]], entries: Sequence[Entry], lists_all: bool) -> str:
     graded = [entry for entry in entries if entry.state == "graded"]
-    targets = dict.fromkeys(map(target_of, graded or [None]))
+    targets = dict.fromkeys([target_of(entry) for entry in graded] or [target_of(None)])
     return render(
         "leaderboard.html.jinja",
         lists_all=lists_all,

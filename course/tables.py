@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from course import leaderboard
 from course.store import Entry
@@ -124,9 +123,15 @@ class Board:
         rows = leaderboard.rank(entries)
         headings, *self.cells = leaderboard.listed(entries) if lists_all else leaderboard.ranked(rows)
         self.formats: dict[str, tuple[Callable[[], str], int]] = {
-            "text": (lambda: (leaderboard.listing(entries) if lists_all else leaderboard.table(rows, entries)) + "\n", len(self.cells)),
+            "text": (
+                lambda: (leaderboard.listing(entries) if lists_all else leaderboard.table(rows, entries)) + "\n",
+                len(self.cells),
+            ),
             "csv": (lambda: as_csv(self.facts), len(self.facts)),
             "json": (lambda: as_json(self.facts), len(self.facts)),
             "md": (lambda: as_markdown(headings, self.cells, leaderboard.summary(entries)), len(self.cells)),
-            "html": (lambda: leaderboard.listing_page(entries) if lists_all else leaderboard.as_html(rows, entries), len(self.cells)),
+            "html": (
+                lambda: leaderboard.listing_page(entries) if lists_all else leaderboard.as_html(rows, entries),
+                len(self.cells),
+            ),
         }

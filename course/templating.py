@@ -27,6 +27,6 @@ def _environment(escapes: bool) -> Any:
     return environment
 
 
-def render(name: str, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """The template `name` with these values: in HTML every value is escaped, elsewhere by the template's filters."""
     return _environment(".html" in name).get_template(name).render(**values)
