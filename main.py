@@ -23,6 +23,7 @@ from commands.sprint import Sprint
 from commands.train import Train, train_defaults
 from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
+from course.commands import GROUP as COURSE_GROUP
 from results.commands import COMMANDS as RESULTS_COMMANDS
 from utils import limit_spinning
 
@@ -32,7 +33,20 @@ class Lab:
     """Run an experiment of the course: `./run.sh lab --help` lists them."""
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
+@dataclasses.dataclass
+class Course:
+    """Take an assignment to other systems: `./run.sh course --help` lists the commands."""
+
+
+COMMANDS = {
+    "sprint": Sprint,
+    "train": Train,
+    **RESULTS_COMMANDS,
+    **LIMITS_COMMANDS,
+    **COURSE_COMMANDS,
+    "course": Course,
+    "lab": Lab,
+}
 
 
 def parse(arguments: list[str]) -> Any:
@@ -45,6 +59,8 @@ def parse(arguments: list[str]) -> Any:
         import lab.commands
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
+    if arguments[0] == "course":
+        return parse_one_of(COURSE_GROUP, arguments[1:] or ["--help"], "./run.sh course", Course.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     train = {"train": train_defaults(arguments)} if arguments[0] == "train" else {}
     return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, train)
@@ -65,6 +81,8 @@ def parse_one_of(
         Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
         for name, command in commands.items()
     )
+    if len(choices) == 1 and arguments[0] in commands:  # tyro lets nobody choose from one
+        program, arguments = f"{program} {arguments[0]}", arguments[1:]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
