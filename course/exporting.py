@@ -169,7 +169,7 @@ def project_files() -> Iterator[tuple[str, bytes]]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix in KINDS and "__pycache__" not in file.parts:
                 yield file.relative_to(ROOT).as_posix(), file.read_bytes()
-    yield "grade.py", (ROOT / "course" / "templates" / "grade.py").read_bytes()
+    yield "grade.py", (ROOT / "course" / "templates" / "grade.py.jinja").read_bytes()
 
 
 def system_files(system: str, about: dict[str, Any]) -> dict[str, bytes]:
