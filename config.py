@@ -35,7 +35,7 @@ class TrainConfig:
     """adamw (Loshchilov & Hutter 2019), muon (Jordan et al. 2024) for the convolutions and adamw for the rest, or sgd with Nesterov
     momentum."""
     max_lr: float = 0.01
-    """Peak learning rate of OneCycle."""
+    """Peak learning rate of OneCycle. On the command line of train, auto finds one by a range test (lr-find)."""
     momentum: float = 0.9
     """Momentum of sgd and muon, beta1 of adamw."""
     beta2: float = 0.97

@@ -19,8 +19,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import tyro
 
 from commands.check import COMMANDS as LIMITS_COMMANDS
+from commands.lr_find import COMMANDS as RATE_COMMANDS
 from commands.sprint import Sprint
-from commands.train import Train, train_defaults
+from commands.train import Train, train_defaults, without_auto
 from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
 from course.commands import GROUP as COURSE_GROUP
@@ -41,6 +42,7 @@ class Course:
 COMMANDS = {
     "sprint": Sprint,
     "train": Train,
+    **RATE_COMMANDS,
     **RESULTS_COMMANDS,
     **LIMITS_COMMANDS,
     **COURSE_COMMANDS,
@@ -62,8 +64,11 @@ def parse(arguments: list[str]) -> Any:
     if arguments[0] == "course":
         return parse_one_of(COURSE_GROUP, arguments[1:] or ["--help"], "./run.sh course", Course.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
-    train = {"train": train_defaults(arguments)} if arguments[0] == "train" else {}
-    return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, train)
+    defaults = {}
+    if arguments[0] == "train":
+        arguments, is_auto = without_auto(arguments)
+        defaults = {"train": dataclasses.replace(train_defaults(arguments), finds_max_lr=is_auto)}
+    return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, defaults)
 
 
 def parse_one_of(

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,10 @@ from utils import demand_writable, interrupt_flag, keep_freed_memory, provenance
 
 READ_EVERY = 20
 """Steps between two readings of the losses on an accelerator, which has to finish all its work for each; a CPU has anyway."""
+
+
+class Diverged(InputError):
+    """The training loss is not finite."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,6 +64,7 @@ class Trainer:
         val_split: other validation images than those of the data set; all training images are then trained on.
         progress: an open bar that `fit` moves on by the images seen, for several trainings with one bar; None for one of its own.
         observer: is told what happens.
+        schedule: the learning rate of each step, from 0; None for the OneCycle of `config`.
 
     Raises InputError where the configuration does not fit the data, the device or the folder.
     """
@@ -73,8 +79,9 @@ class Trainer:
         val_split: Split | None = None,
         progress: tqdm | None = None,
         observer: Observer | None = None,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
-        self.dataset, self.config, self.progress = dataset, config, progress
+        self.dataset, self.config, self.progress, self.schedule = dataset, config, progress, schedule
         self.observer = observer or Observer()
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
@@ -118,7 +125,8 @@ class Trainer:
 
         Raises:
             Interrupted: at Ctrl-C, after the step under way, with the state saved.
-            InputError: when the loss is not finite, a checkpoint cannot be written or does not fit, or another process is lost.
+            Diverged: when the loss is not finite.
+            InputError: when a checkpoint cannot be written or does not fit, or another process is lost.
         """
         self.started = time.perf_counter()
         self._prepare()
@@ -235,7 +243,7 @@ class Trainer:
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         self.model.train(not self.config.freeze)  # frozen features keep the statistics of their BatchNorm too
-        self.learning_rate = learning_rate(self.step, self.cycle_ends, self.config)
+        self.learning_rate = self.schedule(self.step) if self.schedule else learning_rate(self.step, self.cycle_ends, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         labels = targets
@@ -267,7 +275,7 @@ class Trainer:
         for step, rate, (loss, correct) in zip(steps, rates, distributed.total(torch.stack(values).cpu()).tolist(), strict=True):
             loss /= distributed.size()
             if not math.isfinite(loss):
-                raise InputError(
+                raise Diverged(
                     f"the loss became {loss} at step {step} of {self.total_steps}, learning rate {rate:.3g}: try a "
                     f"lower max_lr{self.last_checkpoint()}"
                 )

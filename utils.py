@@ -35,6 +35,11 @@ ASSIGNMENT = tyro.conf.arg(  # for an option of several commands
     help="Assignment whose demands count: a name in assignments/, such as mnist-8k, or a file of your own (docs/limits.md).",
     help_behavior_hint="",
 )
+NOTES = tyro.conf.arg(  # likewise
+    help="File of Markdown with the author's own words for the page, which is then written. What stands under `## TITLE`, as under "
+    "`## Learning curves`, goes into that section of the page; other headings become sections of their own.",
+    help_behavior_hint="",
+)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 

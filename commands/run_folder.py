@@ -14,10 +14,10 @@ from pathlib import Path
 from config import InputError
 from learning.history import Observer, Training
 
-REPORT = ("report.html", "curves.png", "confusion.png", "mistakes.png", "run.png")
+REPORT = ("report.html", "report.md", "augmented.png", "curves.png", "confusion.png", "mistakes.png", "run.png")
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
 """Any of these makes a folder a run's."""
-ALL = (*RUN, *REPORT, "model.json", "log.csv", "tensorboard", "comparison.html", "validation-accuracy.png")
+ALL = (*RUN, *REPORT, "model.json", "log.csv", "tensorboard", "comparison.html", "validation-accuracy.png", "lr-find.png")
 
 
 @contextlib.contextmanager

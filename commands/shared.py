@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pkgutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from limits.constraints import Constraint
     from model import Net
+    from results.notes import Section
     from training import Trainer
 
 NETWORKS = {"torch": "model:Net", "by-hand": "lab.convolution.conv2d:ByHandNet"}
@@ -44,34 +44,33 @@ def write_report(
     precision: torch.dtype | None = None,
     demands: list[Constraint] | None = None,
     assignment: str = "",
+    author: str = "",
+    notes: Sequence[Section] = (),
 ) -> None:
     """Write the page of a finished training to `folder` and say where it is; `precision` as for Trainer.predict.
 
     `demands` are those of the `assignment` that was named; without one, the page has the default one's constraints on the network.
+    `author` and `notes` are as for `report.write_report`.
     """
-    from config import InputError
-    from limits.constraints import check
-    from results import report
-    from results.explaining import Explainer
+    from results.hand_in import write_page
     from utils import command_line, hardware, versions
 
-    dataset, explainer = trainer.dataset, None
-    try:
-        explainer = Explainer(trainer.trained_model, trainer.card, trainer.device)
-    except InputError as error:
-        print(f"note: the report's mistakes are not explained: {error}", file=sys.stderr)
-    page = report.write_report(
+    page = write_page(
         folder,
-        title=f"{title} on {dataset.name}",
+        title=f"{title} on {trainer.dataset.name}",
         command=command_line(),
         history=trainer.history,
-        test=dataset.test,
-        logits=trainer.predict(dataset.test, precision),
+        dataset=trainer.dataset,
+        model=trainer.trained_model,
+        logits=trainer.predict(trainer.dataset.test, precision),
         card=trainer.card,
-        config=dataclasses.asdict(trainer.config),
-        constraints=check(trainer.trained_model, dataset.image_size, dataset.num_channels) if demands is None else demands,
-        assignment=assignment,
+        config=trainer.config,
+        fields=dataclasses.asdict(trainer.config),
         environment={**hardware(), **versions()},
-        explainer=explainer,
+        device=trainer.device,
+        demands=demands,
+        assignment=assignment,
+        author=author,
+        notes=notes,
     )
     print(f"report in {page}")

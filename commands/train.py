@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from commands.lr_find import KeepCurve, find
 from commands.run_folder import REPORT, Overwrite, remove, run_folder
 from commands.shared import network_class, silence, write_report
 from config import InputError, TrainConfig
 from learning.presets import PRESETS, Preset, get_preset
 from learning.weights import save_weights
-from utils import ASSIGNMENT, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
+from utils import ASSIGNMENT, NOTES, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from images.data import ImageDataset
     from learning.inference import TrainedNetwork
     from limits.assignments import Assignment
+    from results.notes import Section
 
 PRESETS_HELP = "Network and hyper-parameters to start from: " + "; ".join(f"{name}, {p.about}" for name, p in PRESETS.items()) + "."
 
@@ -60,6 +62,9 @@ class Train:
     """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
+    author: str = ""
+    """Whose work it is, for the page, which is then written. `report RUN --author` adds it afterwards."""
+    notes: Annotated[Path | None, NOTES] = None
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
@@ -71,6 +76,8 @@ class Train:
     up to rounding."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The fields of config that the user set: they are not fitted to the data."""
+    finds_max_lr: tyro.conf.Suppress[bool] = False
+    """--max-lr auto: a range test before the training chooses max_lr."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
@@ -82,6 +89,11 @@ class Train:
         from images import data
         from learning import distributed
 
+        words = []
+        if self.notes:
+            from results import notes
+
+            words = notes.read(self.notes)
         rules = None
         if self.assignment:
             from limits.assignments import load
@@ -95,7 +107,7 @@ class Train:
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
                 out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
-            status = self._train(preset, name, Path(distributed.from_main(str(out))), rules)
+            status = self._train(preset, name, Path(distributed.from_main(str(out))), rules, words)
             is_main = distributed.is_main()
         if self.quiet and is_main:
             print(out)
@@ -106,7 +118,7 @@ class Train:
         """What the run is called after: the class of the user's own network, or the preset."""
         return self.model.rpartition(":")[2] or self.preset
 
-    def _train(self, preset: Preset, name: str, out: Path, rules: Assignment | None) -> int:
+    def _train(self, preset: Preset, name: str, out: Path, rules: Assignment | None, words: list[Section]) -> int:
         import torch
 
         from images import data
@@ -134,6 +146,8 @@ class Train:
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
+        if kept and self.finds_max_lr:  # as it was found then
+            config = dataclasses.replace(config, max_lr=kept["config"]["max_lr"])
         seed_everything(config.seed)
         about = {"preset": self.preset}
         spec = self.model or before.get("model")
@@ -154,9 +168,16 @@ class Train:
             print(f"note: torchinfo has no table of this network: {str(error).splitlines()[0]}", file=sys.stderr)
         if rules and distributed.is_main():
             say_demands(rules, model, dataset, config)
+        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
+        curve = None
+        if self.finds_max_lr and not kept:
+            curve = find(model, dataset, config, card=card)
+            config = dataclasses.replace(config, max_lr=curve.suggestion)
         board, observer = None, Observer()
         if distributed.is_main():
             observers: list[Observer] = [Overwrite(out)] if self.overwrite else []
+            if curve:
+                observers.append(KeepCurve(curve, out))
             observers.append(Log(out))
             if self.tensorboard:
                 from results.tensorboard_log import TensorBoardLog
@@ -164,7 +185,6 @@ class Train:
                 board = TensorBoardLog(out / "tensorboard")
                 observers.append(board)
             observer = Observers(*observers)
-        card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer)
         say_missing_classes(dataset, trainer.val_split)
         precision = torch.float32  # in which every machine finds the same accuracy; bf16 is rounded differently by different ones
@@ -195,13 +215,24 @@ class Train:
 
             demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
             print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
-        if self.report:
-            write_report(out, f"Training of {self.called}", trainer, precision, demands, rules.name if rules else "")
+        if self.report or self.author or words:
+            named = rules.name if rules else ""
+            write_report(out, f"Training of {self.called}", trainer, precision, demands, named, self.author, words)
         if demands is None:
             return 0
         from limits.constraints import exit_status
 
         return exit_status(demands)
+
+
+def without_auto(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The command line without --max-lr auto, and whether it was there: the field is a number."""
+    left = list(arguments)
+    for i, argument in enumerate(left):
+        for found in (left[i : i + 2], argument.split("=", 1)):
+            if len(found) == 2 and found[0].replace("_", "-") == "--max-lr" and found[1] == "auto":
+                return left[:i] + left[i + 1 + (found[0] == argument) :], True
+    return left, False
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:

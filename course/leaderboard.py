@@ -9,7 +9,7 @@ from typing import Any
 
 from course.store import Entry
 from course.submission import WEIGHTS
-from course.templating import render
+from course.templating import TEMPLATES
 from course.text import printable
 from utils import machine
 
@@ -269,10 +269,12 @@ def target_of(entry: Entry | None) -> float:
 
 
 def _page(table: list[list[str]], entries: Sequence[Entry], lists_all: bool) -> str:
+    from results.report import render
+
     graded = [entry for entry in entries if entry.state == "graded"]
     targets = dict.fromkeys([target_of(entry) for entry in graded] or [target_of(None)])
     return render(
-        "leaderboard.html.jinja",
+        TEMPLATES / "leaderboard.html.jinja",
         lists_all=lists_all,
         headings=table[0],
         rows=table[1:],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from config import InputError
-from utils import ASSIGNMENT, ROOT, STATED
+from utils import ASSIGNMENT, NOTES, ROOT, STATED
 
 if TYPE_CHECKING:
     from learning.inference import TrainedNetwork
@@ -107,6 +107,9 @@ class Predict:
 class Report:
     """Compare runs of train, finished or not: a table, a plot of the validation accuracy (PNG), and a page with both.
 
+    For one finished run, --page, --author and --notes write the page of train --report anew, from the weights: report.html, and
+    report.md.
+
     Exit status: 0 done; with --assignment 1 if a run fails a demand, 3 if none fails one but one is unknown; 2 bad input.
     """
 
@@ -115,13 +118,34 @@ class Report:
     out: Annotated[Path | None, STATED] = None
     """Folder to write the page and the PNG to (default: the run's own folder for one run, runs/comparison for several)."""
     assignment: Annotated[str, ASSIGNMENT] = ""
+    page: bool = False
+    """Of one finished run, also write the page of train --report: report.html, and the same as report.md."""
+    author: str = ""
+    """Whose work it is, for that page."""
+    notes: Annotated[Path | None, NOTES] = None
+    data_dir: Path = ROOT / "data"
+    """Folder that holds the data set, whose test images that page shows."""
+    skip_unreadable: bool = False
+    """Leave unreadable image files out instead of refusing the folder."""
+    device: str = "auto"
+    """Where to compute it: auto, cpu, cuda, xpu or mps."""
 
     def run(self) -> int:
+        wants_page = bool(self.page or self.author or self.notes)
+        if wants_page and len(self.runs) > 1:
+            raise InputError("--page, --author and --notes are for one run: name one")
         if not self.runs:
             raise InputError("no run given: pass one or more folders written by train, such as runs/baseline-cifar10")
         from results import comparison
 
+        words = []
+        if self.notes:
+            from results import notes
+
+            words = notes.read(self.notes)
         runs = comparison.load_runs(self.runs)
+        if wants_page and not runs[0].is_finished:
+            raise InputError(f"{runs[0].name} is not finished: go on with train --resume, then write its page")
         if self.assignment:
             from limits.assignments import load
 
@@ -135,6 +159,16 @@ class Report:
             for run in runs:
                 print(f"\n{run.name}: what the assignment {self.assignment} demands\n{format_table(run.demands)}")
         print(f"page in {page}, plot in {page.with_name(comparison.PLOT)}")
+        if wants_page:
+            from images import data
+            from results.hand_in import page_of_run
+
+            network = load_network(self.runs[0] / "model.safetensors", self.device)
+            card = runs[0].card
+            side = card["image_size"][0]
+            dataset = data.load(card["dataset"], self.data_dir, side, self.skip_unreadable, card["classes"])
+            report = page_of_run(runs[0], network, dataset, out, self.assignment, self.author, words)
+            print(f"report in {report}")
         return exit_status([one for run in runs for one in run.demands]) if self.assignment else 0
 
 

@@ -10,12 +10,15 @@ import io
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from results.canvas import data_uri, new_figure, png
+from results.notes import place
+from results.report_markdown import as_markdown
 from utils import write_atomically
 
 if TYPE_CHECKING:
@@ -27,8 +30,19 @@ if TYPE_CHECKING:
     from learning.history import History
     from limits.constraints import Constraint
     from results.explaining import Explainer
+    from results.notes import Section
 
 TRAIN_COLOUR, VAL_COLOUR, GREY = "#0072b2", "#d55e00", "#5f6368"  # blue and vermilion: told apart by the colour-blind
+TITLES = (
+    "Learning curves",
+    "Confusion matrix",
+    "Per-class accuracy",
+    "Most confident mistakes",
+    "Configuration",
+    "Network",
+    "Environment",
+)
+"""Of the sections that every page has."""
 NUM_MISTAKES = 16
 MAX_NAMED_CLASSES = 20  # with more, numbers are not legible in the cells of a confusion matrix
 MAX_SIDE = 20  # inches of a confusion matrix: enough for the names of 150 classes
@@ -51,8 +65,14 @@ def write_report(
     environment: dict[str, Any],
     explainer: Explainer | None = None,
     assignment: str = "",
+    layers: Sequence[tuple[str, str, str, str]] = (),
+    augmented: bytes | None = None,
+    author: str = "",
+    notes: Sequence[Section] = (),
 ) -> Path:
-    """Write the report of a run into `folder`: report.html, curves.png, confusion.png, mistakes.png, and run.png, all in one.
+    """Write the report of a run into `folder`: report.html, the same as report.md, and their pictures.
+
+    These are curves.png, confusion.png, mistakes.png, augmented.png where there is such a one, and run.png, all in one.
 
     Args:
         folder: made where it is missing.
@@ -67,6 +87,10 @@ def write_report(
         environment: hardware and versions; may be nested.
         explainer: of the network, to show the evidence for each mistake beside it.
         assignment: the name of the one whose demands `constraints` are, where one was named.
+        layers: name, operation, size of the result and receptive field of each layer.
+        augmented: a PNG of training images, and below each what augmentation makes of it.
+        author: whose work it is.
+        notes: the author's own words. Those under the title of a section of the page go into it, others are sections of their own.
 
     Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
     be written.
@@ -81,24 +105,29 @@ def write_report(
     explanations = explainer.pictures(test.images[mistaken], predictions[mistaken], EXPLANATION_SIDE) if explainer else []
     curves = png(cast("Figure", curves_figure(history, target, accuracy)))
     confusion = png(cast("Figure", confusion_figure(test.labels, predictions, classes)))
-    page = render(
-        Path(__file__).with_name("report.html.jinja"),
-        title=title,
-        command=command,
-        classes=classes,
-        accuracy=accuracy,
-        target=target,
-        history=history,
-        num_test=len(test.labels),
-        num_correct=int((predictions == test.labels).sum()),
-        parameters=card.get("parameters"),
-        curves=data_uri(curves),
-        curves_text=_describe_curves(history),
-        confusion=data_uri(confusion),
-        confusion_text=_describe_confusion(test.labels, predictions, classes),
-        named=len(classes) <= MAX_NAMED_CLASSES,
-        per_class=per_class_scores(test.labels, predictions, len(classes)),
-        mistakes=[
+    constraints_title = "What the assignment demands" if assignment else "Constraints"
+    known = [*TITLES, constraints_title, *(["Layers"] if layers else []), *(["Augmented images"] if augmented else [])]
+    values: dict[str, Any] = {
+        "title": title,
+        "author": author,
+        "notes": place(notes, known),
+        "command": command,
+        "classes": classes,
+        "accuracy": accuracy,
+        "target": target,
+        "history": history,
+        "num_test": len(test.labels),
+        "num_correct": int((predictions == test.labels).sum()),
+        "parameters": card.get("parameters"),
+        "curves": data_uri(curves),
+        "curves_text": _describe_curves(history),
+        "augmented": augmented and data_uri(augmented),
+        "augmented_text": "Training images as they are, and below each what augmentation makes of it before the network sees it.",
+        "confusion": data_uri(confusion),
+        "confusion_text": _describe_confusion(test.labels, predictions, classes),
+        "named": len(classes) <= MAX_NAMED_CLASSES,
+        "per_class": per_class_scores(test.labels, predictions, len(classes)),
+        "mistakes": [
             {
                 "image": data_uri(_thumbnail(test.images[i])),
                 "explanation": None if explanation is None else data_uri(_thumbnail(explanation, EXPLANATION_SIDE)),
@@ -109,17 +138,23 @@ def write_report(
             }
             for i, explanation in itertools.zip_longest(mistaken, explanations)
         ],
-        constraints=constraints,
-        assignment=assignment,
-        network=_rows({key: value for key, value in card.items() if key != "classes"}),
-        configuration=_rows(config),
-        environment=_rows(environment),
-    )
+        "constraints": constraints,
+        "constraints_title": constraints_title,
+        "assignment": assignment,
+        "layers": layers,
+        "network": _rows({key: value for key, value in card.items() if key != "classes"}),
+        "configuration": _rows(config),
+        "environment": _rows(environment),
+    }
+    page = render(Path(__file__).with_name("report.html.jinja"), **values)
     write_atomically(folder / "curves.png", curves)
     write_atomically(folder / "confusion.png", confusion)
     mistakes = cast("Figure", mistakes_figure(test.images, test.labels, probabilities, classes))
     write_atomically(folder / "mistakes.png", png(mistakes))
     write_atomically(folder / "run.png", png(_run_figure(title, history, target, test, probabilities, classes), dpi=100))
+    if augmented:
+        write_atomically(folder / "augmented.png", augmented)
+    write_atomically(folder / "report.md", as_markdown(values).encode("utf-8", "replace"))
     write_atomically(folder / "report.html", page.encode("utf-8", "replace"))
     return folder / "report.html"
 
@@ -129,10 +164,12 @@ def curves_figure(
 ) -> Figure | SubFigure:
     """Loss, accuracy and learning rate of a run over the images seen; the clock in seconds along the top.
 
-    `target` and `test_accuracy` (0 to 1) are drawn as a line and as a point where training stopped.
+    A point is an epoch where whole epochs were evaluated, and an evaluation otherwise. `target` and `test_accuracy` (0 to 1) are
+    drawn as a line and as a point where training stopped.
     """
     figure = into or new_figure(5.2, 6.6)
     figure.suptitle("Learning curves", fontsize=12, fontweight="bold")
+    history = by_epoch(history)
     evaluations = history.evaluations
     if not evaluations:
         figure.text(0.5, 0.5, "no evaluation was made", ha="center", color=GREY)
@@ -176,6 +213,22 @@ def curves_figure(
     return figure
 
 
+def by_epoch(history: History) -> History:
+    """`history` with one evaluation an epoch, where two epochs or more ended with one.
+
+    Training loss and accuracy are then means over the epoch.
+    """
+    at_ends = [i for i, one in enumerate(history.evaluations) if abs(one.epoch - round(one.epoch)) < 1e-6]
+    if len(at_ends) < 2 or len(at_ends) == len(history.evaluations):
+        return history
+    means = []
+    for start, end in itertools.pairwise([-1, *at_ends]):
+        within = history.evaluations[start + 1 : end + 1]
+        loss, accuracy = (float(np.mean([getattr(one, name) for one in within])) for name in ("train_loss", "train_accuracy"))
+        means.append(replace(within[-1], train_loss=loss, train_accuracy=accuracy))
+    return replace(history, evaluations=means, seconds=[history.seconds[i] for i in at_ends])
+
+
 def confusion_figure(
     labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], into: SubFigure | None = None
 ) -> Figure | SubFigure:
@@ -201,7 +254,7 @@ def confusion_figure(
     room = 72 * 0.72 * min(figure.bbox.width, figure.bbox.height) / figure.dpi / num_classes  # points for each class
     size = min(9, max(MIN_FONT, 0.85 * room))
     shown = indices[:: math.ceil(1.15 * size / room)]
-    names = [_short(classes[i]) for i in shown]
+    names = [short_name(classes[i]) for i in shown]
     turn = 45 if has_numbers else 90
     axes.set_xticks(shown, names, rotation=turn, ha="right", va="center_baseline", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(shown, names, parse_math=False)
@@ -249,7 +302,7 @@ def mistakes_figure(
     for axes, i in zip(grid.flat, chosen, strict=False):
         image = images[i]
         axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        predicted, true = _short(classes[probabilities[i].argmax()], 10), _short(classes[labels[i]], 10)
+        predicted, true = short_name(classes[probabilities[i].argmax()], 10), short_name(classes[labels[i]], 10)
         axes.set_title(f"{predicted} {probabilities[i].max():.0%}\ntrue: {true}", fontsize=9, parse_math=False)
     return figure
 
@@ -273,7 +326,7 @@ def _run_figure(
 ) -> Figure:
     """Curves, confusion matrix and mistakes side by side."""
     figure = new_figure(16, 7)
-    figure.suptitle(_short(title, 110), fontsize=14, parse_math=False)
+    figure.suptitle(short_name(title, 110), fontsize=14, parse_math=False)
     left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=[5, 6, 5], wspace=0.02)[0]
     predictions = probabilities.argmax(1)
     curves_figure(history, target, float((predictions == test.labels).mean()), into=left)
@@ -298,7 +351,7 @@ def _images_and_time(axes: Axes, history: History) -> None:
     clock.spines["top"].set_visible(False)
 
 
-def _short(name: str, length: int = 16) -> str:
+def short_name(name: str, length: int = 16) -> str:
     """`name` on one line of at most `length` characters, the middle left out where need be."""
     name = " ".join(name.encode("utf-8", "replace").decode().split())
     return name if len(name) <= length else f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ import main
 import processes
 from images import shapes
 from images.sources import Split
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytest_plugins = ["postgres"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +136,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; without it, the test is skipped."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="requirements-dev.txt is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        if os.environ.get("CI") and not os.environ.get("CONVSPRINT_WITHOUT_BROWSER"):
+            pytest.fail("no Chromium: .ci/run installs it where it can (apt-get install chromium)")
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])  # as root it has none
+        yield browser
+        browser.close()
 
 
 class Tags(HTMLParser):

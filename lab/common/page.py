@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from results.canvas import data_uri
+from results.documents import escape, table
 from results.report import render
 from utils import ROOT, command_line, hardware, machine, versions, write_atomically
 
@@ -81,20 +81,20 @@ class Page:
 
     def markdown(self, figures: set[str]) -> str:
         """The page as GitHub shows it, with those of its figures."""
-        parts = [f"# {_text(self.title)}", _text(self.question), _table(Table(("set-up", ""), self.setup))]
+        parts = [f"# {escape(self.title)}", escape(self.question), table(("set-up", ""), self.setup)]
         if self.observations:
-            parts += ["## What it shows", "\n".join(f"- {_text(line)}" for line in self.observations)]
+            parts += ["## What it shows", "\n".join(f"- {escape(line)}" for line in self.observations)]
         for heading, contents in self.sections:
-            parts.append(f"## {_text(heading)}")
+            parts.append(f"## {escape(heading)}")
             for item in contents:
                 if isinstance(item, Table):
-                    parts += [_table(item), *([_text(item.caption)] if item.caption else [])]
+                    parts += [table(item.header, item.rows), *([escape(item.caption)] if item.caption else [])]
                 elif isinstance(item, str):
-                    parts.append(_text(item))
+                    parts.append(escape(item))
                 elif item.name in figures:
-                    parts += [f"![{_text(item.caption)}]({self.name}-{item.name}.png)", _text(item.caption)]
+                    parts += [f"![{escape(item.caption)}]({self.name}-{item.name}.png)", escape(item.caption)]
         command, *others = self.environment()
-        parts += ["## To repeat it", f"```\n{command[1]}\n```", _table(Table(("", ""), others))]
+        parts += ["## To repeat it", f"```\n{command[1]}\n```", table(("", ""), others)]
         return "\n\n".join(parts) + "\n"
 
     def _contents(self, kind: type) -> Iterable:
@@ -103,16 +103,3 @@ class Page:
     def _write_figures(self, folder: Path, figures: Iterable[Figure]) -> None:
         for figure in figures:
             write_atomically(folder / f"{self.name}-{figure.name}.png", figure.png)
-
-
-def _text(text: str) -> str:
-    # Names come from users' folders: neither tags nor cells may begin in them.
-    text = html.escape(" ".join(text.split()), quote=False)
-    for character in "|[]*_`":
-        text = text.replace(character, "\\" + character)
-    return text
-
-
-def _table(table: Table) -> str:
-    rows = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(cell if row is rows[1] else _text(cell) for cell in row)} |" for row in rows)

@@ -105,7 +105,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Split,
 
 def test_pictures_are_real_and_of_a_sensible_size(written):
     folder = written[0]
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*PICTURES, "report.html"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*PICTURES, "report.html", "report.md"])
     for name in PICTURES:
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG"

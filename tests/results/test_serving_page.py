@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +23,10 @@ from images import drawings
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 pytest.importorskip("playwright", reason="requirements-dev.txt is not installed")
 import httpx2
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page
 
 WEIGHTS = ROOT / "weights" / "accurate.safetensors"
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 
 
@@ -102,18 +100,6 @@ def png(image: np.ndarray, size: tuple[int, int] = (32, 32)) -> bytes:
 
 def cat_png() -> bytes:
     return png(drawings.render()[0][6], (640, 480))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        if os.environ.get("CI") and not os.environ.get("CONVSPRINT_WITHOUT_BROWSER"):
-            pytest.fail("no Chromium: .ci/run installs it where it can (apt-get install chromium)")
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # as root it has none
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[("phone", "light"), ("phone", "dark"), ("desktop", "light"), ("desktop", "dark")], ids="-".join)
