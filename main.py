@@ -26,6 +26,7 @@ from commands.sprint import Sprint
 from commands.train import Train, train_defaults, without_auto
 from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
+from course.commands import GROUP as COURSE_GROUP
 from results.commands import COMMANDS as RESULTS_COMMANDS
 from utils import limit_spinning
 
@@ -33,6 +34,11 @@ from utils import limit_spinning
 @dataclasses.dataclass
 class Lab:
     """Run an experiment of the course: `./run.sh lab --help` lists them."""
+
+
+@dataclasses.dataclass
+class Course:
+    """Take an assignment to other systems: `./run.sh course --help` lists the commands."""
 
 
 COMMANDS = {
@@ -43,6 +49,7 @@ COMMANDS = {
     **RESULTS_COMMANDS,
     **LIMITS_COMMANDS,
     **COURSE_COMMANDS,
+    "course": Course,
     "lab": Lab,
 }
 
@@ -57,6 +64,8 @@ def parse(arguments: list[str]) -> Any:
         import lab.commands
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
+    if arguments[0] == "course":
+        return parse_one_of(COURSE_GROUP, arguments[1:] or ["--help"], "./run.sh course", Course.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     defaults = {}
     if arguments[0] == "train":
@@ -80,6 +89,8 @@ def parse_one_of(
         Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
         for name, command in commands.items()
     )
+    if len(choices) == 1 and arguments[0] in commands:  # tyro lets nobody choose from one
+        program, arguments = f"{program} {arguments[0]}", arguments[1:]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from config import InputError
+from course.exporting import Export
 from utils import ASSIGNMENT, ROOT, STATED
 
 if TYPE_CHECKING:
+    from course.store import Entry
     from limits.assignments import Assignment
 
 STORE = str(ROOT / "runs" / "submissions.sqlite")
@@ -195,16 +197,24 @@ class Leaderboard:
     store: Place = STORE
     """The store that submit and grade wrote."""
     assignment: Annotated[str, ASSIGNMENT] = ""
+    format: Literal["text", "csv", "json", "md", "html"] = "text"
+    """How to print it. csv and json have one row a student, with those who failed, and numbers as numbers."""
+    out: Path | None = None
+    """Write it here, in that format, instead of printing it."""
     csv: Path | None = None
-    """Write the table here as comma-separated values."""
+    """Write it here as comma-separated values, too."""
     html: Path | None = None
-    """Write the table here as one self-contained page."""
+    """Write it here as one self-contained page, too."""
+    feedback: Path | None = None
+    """Write a Markdown file for every student to this folder: what was measured, why it failed, what to do."""
     all: bool = False
     """List every submission instead, with its state."""
     show: int | None = None
     """Show everything about the submission of that number: warnings, runs, and what it printed."""
 
     def run(self) -> int:
+        if self.show is not None and (self.all or self.out or self.csv or self.html or self.feedback or self.format != "text"):
+            raise InputError("--show prints one submission as text: leave out the options for the whole board")
         from course import leaderboard
         from course.store import Store
 
@@ -220,18 +230,30 @@ class Leaderboard:
             entries = store.entries()
         if rules:
             entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
-        if self.all:
-            print(leaderboard.listing(entries))
-            return 0
-        rows = leaderboard.rank(entries)
-        print(leaderboard.table(rows, entries))
-        for path, text in ((self.csv, leaderboard.as_csv), (self.html, leaderboard.as_html)):
-            if path:
-                from utils import write_atomically
-
-                write_atomically(path, text(rows, entries).encode())
-                print(f"written: {path}")
+        self.show_board(entries)
         return 0
+
+    def show_board(self, entries: list[Entry]) -> None:
+        """Print and write what is asked for."""
+        from course.feedback import write_feedback
+        from course.tables import Board
+        from utils import write_atomically
+
+        board = Board(entries, self.all)
+        text, _ = board.formats[self.format]
+        if not self.out:
+            print(text(), end="")
+        # What is printed for another program stays free of other lines.
+        told = sys.stdout if self.out or self.format == "text" else sys.stderr
+        for path, format in ((self.out, self.format), (self.csv, "csv"), (self.html, "html")):
+            if path:
+                text, count = board.formats[format]
+                write_atomically(path, text().encode())
+                print(f"{count} row{'' if count == 1 else 's'} written to {path}", file=told)
+        if self.feedback:
+            count = write_feedback(self.feedback, entries)
+            print(f"{count} file{'' if count == 1 else 's'} written to {self.feedback}", file=told)
 
 
 COMMANDS = {"submit": Submit, "grade": Grade, "leaderboard": Leaderboard}
+GROUP = {"export": Export}  # the commands of `course`

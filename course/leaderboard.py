@@ -1,18 +1,16 @@
-"""The leaderboard: the best score of every contributor, as text, CSV and HTML; and all that the store knows of a submission."""
+"""The leaderboard: the best score of every contributor, as text and HTML; and all that the store knows of a submission."""
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from course.store import Entry
 from course.submission import WEIGHTS
-from course.text import cell, printable
+from course.templating import TEMPLATES
+from course.text import printable
 from utils import machine
 
 MUCH_BEFORE = 20.0  # processor seconds before the clock that are worth a note
@@ -54,10 +52,7 @@ class Row:
 
 def rank(entries: Sequence[Entry]) -> list[Row]:
     """The best graded submission of every contributor, the fastest first; equal to the hundredth of a second, the earlier first."""
-    graded = sorted(
-        (entry for entry in entries if entry.state == "graded"),
-        key=lambda entry: (round(_score(entry), 2), entry.submitted, entry.id),
-    )
+    graded = sorted((entry for entry in entries if entry.state == "graded"), key=order)
     best: dict[str, Entry] = {}
     for entry in graded:
         for _, pennkey in entry.contributors:
@@ -67,19 +62,24 @@ def rank(entries: Sequence[Entry]) -> list[Row]:
     return [_row(place, entry, best, is_mixed) for place, entry in enumerate(placed, 1)]
 
 
+def order(entry: Entry) -> tuple[float, float, int]:
+    """Graded submissions sorted by it are in the order of the board."""
+    return round(_score(entry), 2), entry.submitted, entry.id
+
+
 def _row(place: int, entry: Entry, best: dict[str, Entry], is_mixed: bool) -> Row:
     names = [f"{name} ({pennkey})" for name, pennkey in entry.contributors if best[pennkey] is entry]
     runs = entry.result["runs"]
     reached = [run for run in runs if run["reached"]]
-    seconds = [_seconds(run, entry.result["count_init"]) for run in runs]
+    taken = [seconds(run, entry.result["count_init"]) for run in runs]
     constraints = entry.result.get("constraints", [])
     return Row(
         place,
         printable(", ".join(names), MAX_NAMES),
         entry.id,
         _score(entry),
-        min(seconds),
-        max(seconds),
+        min(taken),
+        max(taken),
         len(runs),
         min(run["accuracies"][-1] for run in reached),
         max(len(run["accuracies"]) for run in reached),
@@ -88,7 +88,7 @@ def _row(place: int, entry: Entry, best: dict[str, Entry], is_mixed: bool) -> Ro
         sum(passed is True for *_, passed in constraints),
         len(constraints),
         ", ".join(name for name, *_, passed in constraints if passed is False),
-        _when(entry.submitted),
+        when(entry.submitted),
         "; ".join(_notes(entry, is_mixed)),
     )
 
@@ -98,7 +98,7 @@ def _score(entry: Entry) -> float:
     return entry.score
 
 
-def _processor(entry: Entry) -> str:
+def processor(entry: Entry) -> str:
     """The kind of processor that all repeats of a submission ran on: its model, its instructions for bf16, its cores."""
     hardware = entry.result.get("hardware")
     return printable(machine({"hardware": hardware | {"threads": None}})) if hardware else "unknown"
@@ -106,13 +106,13 @@ def _processor(entry: Entry) -> str:
 
 def _processors(entries: Sequence[Entry]) -> list[str]:
     """The kinds of processors of the graded ones."""
-    return list(dict.fromkeys(_processor(entry) for entry in entries if entry.state == "graded"))
+    return list(dict.fromkeys(processor(entry) for entry in entries if entry.state == "graded"))
 
 
 def _notes(entry: Entry, is_mixed: bool) -> Iterator[str]:
     """What there is to say about a score, and how far it can be trusted; of a mixed board, also the processor."""
     if is_mixed:
-        yield f"on {_processor(entry)}"
+        yield f"on {processor(entry)}"
     if entry.result.get("sandbox") == "none":
         yield "graded without a sandbox"
     used = max(run.get("processor_seconds", 0) for run in entry.result["runs"])
@@ -125,11 +125,13 @@ def _preparation(run: dict[str, Any]) -> float:
     return run["import_seconds"] + run["init_seconds"] + run["optimizer_seconds"]
 
 
-def _seconds(run: dict[str, Any], count_init: bool) -> float:
+def seconds(run: dict[str, Any], count_init: bool) -> float:
+    """What a run counts; infinite where it missed the target."""
     return run["seconds"] + (_preparation(run) if count_init else 0) if run["reached"] else float("inf")
 
 
-def _when(seconds: float) -> str:
+def when(seconds: float) -> str:
+    """A time since the epoch, in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -153,9 +155,14 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
+def ranked(rows: Sequence[Row]) -> list[list[str]]:
+    """The headings and the rows of the board as text."""
+    return [list(COLUMNS), *([text(row) for text in COLUMNS.values()] for row in rows)]
+
+
 def table(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """The leaderboard as aligned text, with a summary of the states below it."""
-    lines = _aligned([list(COLUMNS), *([text(row) for text in COLUMNS.values()] for row in rows)])
+    lines = _aligned(ranked(rows))
     return "\n".join([lines if rows else "nothing is graded yet", "", *summary(entries)])
 
 
@@ -183,20 +190,24 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def listing(entries: Sequence[Entry]) -> str:
-    """Every submission with its state, as aligned text."""
-    rows = [["no.", "state", "contributors", "submitted (UTC)", ""]]
-    rows += [
+def listed(entries: Sequence[Entry]) -> list[list[str]]:
+    """The headings and a row for every submission, as text."""
+    rows = [
         [
             f"#{entry.id}",
             entry.state,
             printable(entry.names, MAX_NAMES),
-            _when(entry.submitted),
+            when(entry.submitted),
             f"{entry.score:.2f} s" if entry.score is not None else entry.reason,
         ]
         for entry in entries
     ]
-    return "\n".join([_aligned(rows), "", *summary(entries)])
+    return [["no.", "state", "contributors", "submitted (UTC)", ""], *rows]
+
+
+def listing(entries: Sequence[Entry]) -> str:
+    """Every submission with its state, as aligned text."""
+    return "\n".join([_aligned(listed(entries)), "", *summary(entries)])
 
 
 def details(entry: Entry) -> str:
@@ -205,14 +216,14 @@ def details(entry: Entry) -> str:
         f"#{entry.id} {entry.state}{f': {entry.reason}' if entry.reason else ''}",
         f"assignment    {entry.assignment}",
         f"contributors  {entry.names}",
-        f"submitted     {_when(entry.submitted)} UTC",
+        f"submitted     {when(entry.submitted)} UTC",
         *(f"source        {source}" for source in entry.sources),
         *(f"warning       {warning}" for warning in entry.warnings),
     ]
     if entry.score is not None:
         lines.append(f"score         {entry.score:.2f} s")
     if "hardware" in entry.result:
-        lines.append(f"processor     {_processor(entry)}")
+        lines.append(f"processor     {processor(entry)}")
     for key in ("host", "assignment", "dataset", "timeout", "count_init", "sandbox", "parameters", "problem"):
         if key in entry.result:
             lines.append(f"{key:13} {entry.result[key]}")
@@ -240,27 +251,33 @@ def details(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def as_csv(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
-    """The leaderboard as comma-separated values."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([cell(text(row)) for text in COLUMNS.values()])
-    return buffer.getvalue()
-
-
 def as_html(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """The leaderboard as one page that loads nothing, every value escaped."""
-    from course.harness import TARGET
+    return _page(ranked(rows), entries, False)
+
+
+def listing_page(entries: Sequence[Entry]) -> str:
+    """Every submission with its state as such a page."""
+    return _page(listed(entries), entries, True)
+
+
+def target_of(entry: Entry | None) -> float:
+    """The test accuracy to exceed, 0 to 1, under which it was graded; of none, the usual one."""
+    from course.harness import TARGET  # which imports torch
+
+    return TARGET if entry is None else entry.result.get("target", TARGET)
+
+
+def _page(table: list[list[str]], entries: Sequence[Entry], lists_all: bool) -> str:
     from results.report import render
 
     graded = [entry for entry in entries if entry.state == "graded"]
-    targets = dict.fromkeys(entry.result.get("target", TARGET) for entry in graded) or {TARGET: None}
+    targets = dict.fromkeys([target_of(entry) for entry in graded] or [target_of(None)])
     return render(
-        Path(__file__).with_name("leaderboard.html.jinja"),
-        headings=list(COLUMNS),
-        rows=[[text(row) for text in COLUMNS.values()] for row in rows],
+        TEMPLATES / "leaderboard.html.jinja",
+        lists_all=lists_all,
+        headings=table[0],
+        rows=table[1:],
         summary=summary(entries),
         target=" or ".join(f"{100 * target:.4g}%" for target in targets),
         hardware="; ".join(dict.fromkeys(machine({"hardware": entry.result["hardware"]}) for entry in graded)),

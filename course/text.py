@@ -6,6 +6,7 @@ import unicodedata
 
 INVISIBLE = "\u115f\u1160\u3164\uffa0\u2800"  # letters by their category, but blank
 MARKS = 2  # accents on one letter
+MARKUP = frozenset("\\`*_{}[]()<>#+-!|~&=:@$")  # what may be markup in some kind of Markdown, or begin an address
 
 
 def printable(text: str, longest: int = 300, lines: bool = False) -> str:
@@ -25,3 +26,8 @@ def cell(text: str) -> str:
     """`text` as a cell that no spreadsheet takes for a formula, also not one that begins with a look-alike of its signs."""
     start = unicodedata.normalize("NFKC", text).lstrip()[:1]
     return "'" + text if start and start in "=+-@\N{MINUS SIGN}|%" else text
+
+
+def markdown(text: str) -> str:
+    """`text` on one line as Markdown that shows its characters: no markup, no link, no HTML."""
+    return "".join("\\" + c if c in MARKUP else c for c in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Made-up submissions, the data set they are graded on, and how they are submitted."""
+"""Made-up submissions, the data set they are graded on, how they are submitted, and made-up results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from conftest import run_main
+from course.store import Store
 from course.submission import Submission
 
 CLASSES = 4
@@ -109,3 +110,42 @@ def alive(seed: int) -> list[int]:
             if f'"seed": {seed}'.encode() in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
     return found
+
+
+def run(seconds: float | None, accuracy: float = 0.6, seed: int = 0) -> dict[str, Any]:
+    """One run; None seconds is a miss."""
+    return {
+        "seed": seed,
+        "reached": seconds is not None,
+        "stopped_by": "target" if seconds else "epochs",
+        "reason": "",
+        "seconds": seconds or 99.0,
+        "accuracies": [0.4, accuracy],
+        "epoch_seconds": [1.0, 2.0],
+        "import_seconds": 0.5,
+        "init_seconds": 0.25,
+        "optimizer_seconds": 0.125,
+        "log": "<b>said</b>\n",
+    }
+
+
+RESULT = {
+    "dataset": "shapes",
+    "timeout": 360.0,
+    "count_init": False,
+    "jobs": 1,
+    "threads": 0,
+    "sandbox": "bwrap",
+    "parameters": 1234,
+    "hardware": {"processor": "A processor", "cores": 2},
+    "constraints": [["GAP", "in O", "in O", True], ["dilated", "none", ">= 1", False]],
+}
+
+
+def graded(store: Store, score: float | None, *contributors: Any, runs: list[dict[str, Any]] | None = None, **result: Any) -> None:
+    """Adds a graded submission; contributors are pennkeys, or (name, pennkey)."""
+    people = tuple(person if isinstance(person, tuple) else (person.title(), person) for person in contributors)
+    number, _ = store.add(Submission({}, "hw", people, ("none",), ()))
+    assert store.take()[0].id == number
+    state = "graded" if score else "failed"
+    assert store.finish(number, state, "" if score else "not above 55%", score, RESULT | {"runs": runs or [run(score)]} | result)

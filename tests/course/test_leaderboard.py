@@ -6,54 +6,16 @@ import io
 import pytest
 
 from conftest import run_main
-from course import leaderboard, text
+from course import feedback, leaderboard, tables, text
 from course.store import Store
 from course.submission import WEIGHTS, Submission
-
-
-def run(seconds, accuracy=0.6, seed=0):
-    """One run; None seconds is a miss."""
-    return {
-        "seed": seed,
-        "reached": seconds is not None,
-        "stopped_by": "target" if seconds else "epochs",
-        "reason": "",
-        "seconds": seconds or 99.0,
-        "accuracies": [0.4, accuracy],
-        "epoch_seconds": [1.0, 2.0],
-        "import_seconds": 0.5,
-        "init_seconds": 0.25,
-        "optimizer_seconds": 0.125,
-        "log": "<b>said</b>\n",
-    }
-
-
-RESULT = {
-    "dataset": "shapes",
-    "timeout": 360.0,
-    "count_init": False,
-    "jobs": 1,
-    "threads": 0,
-    "sandbox": "bwrap",
-    "parameters": 1234,
-    "hardware": {"processor": "A processor", "cores": 2},
-    "constraints": [["GAP", "in O", "in O", True], ["dilated", "none", ">= 1", False]],
-}
+from made_up import RESULT, graded, run
 
 
 @pytest.fixture
 def store(tmp_path):
     with Store(tmp_path / "store.sqlite") as opened:
         yield opened
-
-
-def graded(store, score, *contributors, runs=None, **result):
-    """Adds a graded submission; contributors are pennkeys, or (name, pennkey)."""
-    people = tuple(person if isinstance(person, tuple) else (person.title(), person) for person in contributors)
-    number, _ = store.add(Submission({}, "hw", people, ("none",), ()))
-    assert store.take()[0].id == number
-    state = "graded" if score else "failed"
-    assert store.finish(number, state, "" if score else "not above 55%", score, RESULT | {"runs": runs or [run(score)]} | result)
 
 
 def places(store):
@@ -137,23 +99,16 @@ def test_names_are_text_everywhere(store, tmp_path):
     assert "&lt;script&gt;" in page.read_text()
     assert "<script" not in page.read_text()
     assert "http" not in page.read_text().replace("http-equiv", "")  # it loads nothing
-    heading, row = csv.reader(io.StringIO(table.read_text()))
-    assert heading == list(leaderboard.COLUMNS)
-    assert row[1] == '<script>alert(1)</script> (=1+1), =2+2, "Eve" (@eve)'
-    assert row[2] == "3.00"
+    heading, *rows = csv.reader(io.StringIO(table.read_text()))
+    assert heading[:3] == ["rank", "name", "pennkey"]
+    assert [row[:3] for row in rows] == [["1", "<script>alert(1)</script>", "'=1+1"], ["1", '\'=2+2, "Eve"', "'@eve"]]
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\ufe66", "\u2212", "\uff0b", " ="])
 def test_a_csv_cell_is_no_formula(store, sign):
     assert text.cell(sign + "HYPERLINK(1)") == f"'{sign}HYPERLINK(1)"
     graded(store, 3.0, (sign + "HYPERLINK(1)", "eve"))
-    assert f",'{sign.strip()}HYPERLINK" in leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())
-
-
-def test_an_empty_csv_cell_is_empty(store):
-    graded(store, 3.0, "ada", parameters=None)
-    _, row = csv.reader(io.StringIO(leaderboard.as_csv(leaderboard.rank(store.entries()), store.entries())))
-    assert row[8] == ""
+    assert f",'{sign.strip()}HYPERLINK" in tables.as_csv(tables.students(store.entries()))
 
 
 NASTY = "A\u202e\x1b[2J\nB\u200b\u3164" + "e\u0301\u0301\u0301\u0301\u0301" + "x" * 4000
@@ -169,10 +124,12 @@ def test_one_function_for_all_that_comes_from_others(store):
     entries = store.entries()
     rows = leaderboard.rank(entries)
     shown = [leaderboard.table(rows, entries), leaderboard.listing(entries), leaderboard.details(entries[0])]
-    for output in (*shown, leaderboard.as_csv(rows, entries), leaderboard.as_html(rows, entries)):
+    boards = [tables.Board(entries, lists_all) for lists_all in (False, True)]
+    shown += [feedback.feedback(entry, entry.names, None, 1, entries) for entry in entries]
+    for output in (*shown, *(make() for board in boards for make, _ in board.formats.values())):
         assert not set("\u202e\x1b\u200b\u3164") & set(output)
         assert "e\u0301\u0301\u0301" not in output
-    for output in shown[:2]:
+    for output in shown[:2]:  # the two tables
         assert max(map(len, output.splitlines())) < 600
 
 
