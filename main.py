@@ -32,7 +32,20 @@ class Lab:
     """Run an experiment of the course: `./run.sh lab --help` lists them."""
 
 
-COMMANDS = {"sprint": Sprint, "train": Train, **RESULTS_COMMANDS, **LIMITS_COMMANDS, **COURSE_COMMANDS, "lab": Lab}
+@dataclasses.dataclass
+class Course:
+    """Run a course's website and its roster: `./run.sh course --help` lists the commands."""
+
+
+COMMANDS = {
+    "sprint": Sprint,
+    "train": Train,
+    **RESULTS_COMMANDS,
+    **LIMITS_COMMANDS,
+    **COURSE_COMMANDS,
+    "course": Course,
+    "lab": Lab,
+}
 
 
 def parse(arguments: list[str]) -> Any:
@@ -45,6 +58,12 @@ def parse(arguments: list[str]) -> Any:
         import lab.commands
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
+    if arguments[0] == "course":  # as well
+        from course import group
+
+        if arguments[1:2] == ["roster"]:
+            return parse_one_of(group.ROSTER, arguments[2:] or ["--help"], "./run.sh course roster", group.Roster.__doc__)
+        return parse_one_of(group.COMMANDS, arguments[1:] or ["--help"], "./run.sh course", group.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     train = {"train": train_defaults(arguments)} if arguments[0] == "train" else {}
     return parse_one_of(COMMANDS, arguments, "./run.sh", __doc__, train)

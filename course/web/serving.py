@@ -1,0 +1,49 @@
+"""The process of `./run.sh course serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from urllib.parse import urlsplit
+
+import python_multipart  # noqa: F401 (fastapi asks for it only at the first form)
+import uvicorn
+
+from config import InputError
+from course.store import Store
+from course.web.app import Site, make_app
+from course.web.guard import LOOPBACK
+from results.listening import listen
+
+MAX_CONNECTIONS = 2000  # more are told to come again
+
+
+def serve(place: str, host: str, port: int, origin: str, deadline: float | None, top: int, strict: bool) -> int:
+    """Answer until Ctrl-C. Raises InputError where the port or the store cannot be had."""
+    parts = urlsplit(origin)
+    if origin and (parts.scheme != "https" or not parts.hostname or origin != f"https://{parts.netloc}"):
+        raise InputError(f"--origin is {origin}: write it as https://NAME, without anything behind it")
+    if host not in LOOPBACK and not origin:
+        raise InputError(
+            f"--host {host} is open to others, who would send their tokens unencrypted: put a proxy with TLS before this server "
+            "and pass its address as --origin https://NAME"
+        )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["course.submission", "__main__"])  # what a check needs, imported once
+    with Store(place) as store, listen(port, host) as listener:
+        config = uvicorn.Config(
+            make_app(Site(store, origin, deadline, top, strict)),
+            lifespan="on",
+            log_config=None,
+            log_level="critical",  # what fails is said by the application, in a line
+            access_log=False,  # of who came when nothing is kept
+            server_header=False,
+            proxy_headers=bool(origin),  # of a proxy on this machine, or on one that $FORWARDED_ALLOW_IPS names
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=1,  # the streams of open pages would last for minutes
+        )
+        name = f"[{host}]" if ":" in host else host
+        print(f"serving {store.database.name} on http://{name}:{listener.getsockname()[1]}/ until Ctrl-C", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    return 0
