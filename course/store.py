@@ -115,8 +115,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, submission: Submission) -> tuple[int, list[int]]:
-        """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled."""
+    def add(self, submission: Submission, arrived: float | None = None) -> tuple[int, list[int]]:
+        """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled.
+
+        It counts as submitted when it arrived (seconds since 1970), where that is known.
+        """
         pennkeys = json.dumps(sorted(pennkey for _, pennkey in submission.contributors))
         values = {
             "assignment": printable(submission.assignment),
@@ -134,7 +137,9 @@ class Store:
             connection.execute(
                 update(submissions).where(column.id.in_(cancelled)).values(state="cancelled", finished=self.database.now())
             )
-            made = connection.execute(insert(submissions).values(**values, submitted=self.database.now()))
+            made = connection.execute(
+                insert(submissions).values(**values, submitted=self.database.now() if arrived is None else arrived)
+            )
             assert made.inserted_primary_key is not None  # an INSERT has been made
             return made.inserted_primary_key[0], cancelled
 

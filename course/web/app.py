@@ -31,7 +31,7 @@ from course.web.guard import HEADERS, Guard, Limiter, csrf_of, demand_ours, read
 from course.web.live import Live
 
 HERE = Path(__file__).parent
-READERS = 32  # uploads that are received at a time, each into memory or a temporary file; the others wait unread
+READERS = 32  # uploads that are received and checked at a time; the others wait unread
 CHECKS = 2  # uploads that are checked at a time, each in a process
 MAX_UPLOADS = 12  # of a person
 MAX_FAILURES = 20  # of logins, of an address
@@ -133,6 +133,7 @@ class Site:
 
     async def take(self, request: Request, person: Person) -> int:
         """Receive, check and queue an upload; returns its number. Raises HTTPException or InputError."""
+        arrived = time.time()  # before it waits for its turn
         if self.is_closed:
             raise HTTPException(403, f"the deadline was {utc(self.deadline)}: nothing is taken any more")
         if person.id in self.uploading:
@@ -142,21 +143,20 @@ class Site:
         try:
             async with self.readers:
                 form = await read_form(request, uploads.MAX_UPLOAD, files=len(FILES))
-            try:
-                demand_ours(form, request.cookies.get(SESSION))
-                self.uploads.note(person.id)
-                files = [
-                    (each.filename, each.file) for each in form.getlist("files") if isinstance(each, UploadFile) and each.filename
-                ]
-                loop = asyncio.get_running_loop()
-                checked = await loop.run_in_executor(self.checkers, uploads.check, files, self.strict)
-            finally:
-                await form.close()
+                try:
+                    demand_ours(form, request.cookies.get(SESSION))
+                    self.uploads.note(person.id)
+                    sent = [each for each in form.getlist("files") if isinstance(each, UploadFile)]
+                    files = [(each.filename, each.file) for each in sent if each.filename]
+                    loop = asyncio.get_running_loop()
+                    checked = await loop.run_in_executor(self.checkers, uploads.check, files, self.strict)
+                finally:
+                    await form.close()
         finally:
             self.uploading.discard(person.id)
-        return await self.ask(self.add, person, checked)
+        return await self.ask(self.add, person, checked, arrived)
 
-    def add(self, person: Person, checked: Submission) -> int:
+    def add(self, person: Person, checked: Submission, arrived: float) -> int:
         """Queue a submission whose contributors are on the roster, the person among them. Raises InputError."""
         numbers = [pennkey for _, pennkey in checked.contributors]
         if person.number not in numbers:
@@ -166,7 +166,7 @@ class Site:
             )
         if unknown := self.roster.unknown(numbers):
             raise InputError(f"your upload is not accepted: not on the roster of this course: {', '.join(unknown)}")
-        number, _ = self.store.add(checked)
+        number, _ = self.store.add(checked, arrived)
         return number
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+from multiprocessing import forkserver
 from urllib.parse import urlsplit
 
 import python_multipart  # noqa: F401 (fastapi asks for it only at the first form)
@@ -14,6 +16,7 @@ from course.store import Store
 from course.web.app import Site, make_app
 from course.web.guard import LOOPBACK
 from results.listening import listen
+from utils import ROOT
 
 MAX_CONNECTIONS = 2000  # more are told to come again
 
@@ -28,8 +31,10 @@ def serve(place: str, host: str, port: int, origin: str, deadline: float | None,
             f"--host {host} is open to others, who would send their tokens unencrypted: put a proxy with TLS before this server "
             "and pass its address as --origin https://NAME"
         )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["course.submission", "__main__"])  # what a check needs, imported once
+    # Each check is a process forked from one that has imported what it needs, main.py included, which all such processes run.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # by which it finds that
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["main", "course.submission"])
+    forkserver.ensure_running()
     with Store(place) as store, listen(port, host) as listener:
         config = uvicorn.Config(
             make_app(Site(store, origin, deadline, top, strict)),

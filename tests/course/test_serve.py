@@ -198,6 +198,21 @@ def test_the_deadline_ends_uploads_and_closes_the_board(tmp_path):
         assert who(page) == [("1", "you")] and "closed" in page
 
 
+def test_what_arrives_in_time_counts_however_long_it_waits(course, monkeypatch):
+    ada = course.browser("ada")
+    key, check = csrf(ada.get("/").text), uploads.check
+    course.site.deadline = course.site.board.deadline = time.time() + 3600
+
+    def slow(*arguments):
+        course.site.deadline = time.time()
+        time.sleep(0.1)
+        return check(*arguments)
+
+    monkeypatch.setattr(uploads, "check", slow)
+    assert upload(ada, three("ada"), key=key).status_code == 200
+    assert course.store.get(1).submitted < course.site.deadline
+
+
 def test_what_a_teacher_does(course):
     course.graded(2.0, "ada")
     course.store.add(submission("bob", warnings=("=1+1",)))
