@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-httpx2 = pytest.importorskip("httpx2", reason="requirements-dev.txt is not installed")
+import httpx2
+
 from benchmarks import deadline
 from course.roster import Roster
 from course.store import Store
