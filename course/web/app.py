@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -68,7 +69,7 @@ class Site:
         self.store, self.origin, self.deadline, self.top, self.strict = store, origin, deadline, top, strict
         self.roster = Roster(store)
         self.board = board.Board(store, deadline)
-        self.live = Live(functools.partial(self.ask, queue.waiting, store))
+        self.live = Live(functools.partial(self._in_thread, queue.waiting, store))
         self.failures = Limiter(MAX_FAILURES, PERIOD)
         self.uploads = Limiter(MAX_UPLOADS, PERIOD)
         self.uploading: set[int] = set()  # people
@@ -82,7 +83,16 @@ class Site:
                 yield
 
     async def ask(self, what: Callable[..., T], *arguments: Any) -> T:
-        """Something that waits for the store, in a thread."""
+        """Something that waits for the store, in a thread. Raises HTTPException (503) where the store does not answer."""
+        try:
+            return await self._in_thread(what, *arguments)
+        except InputError as error:
+            if not isinstance(error.__cause__, DBAPIError):
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)  # which is nothing for students
+            raise HTTPException(503, "the store does not answer: try again in a minute", {"Retry-After": "60"}) from error
+
+    async def _in_thread(self, what: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, functools.partial(what, *arguments))
 
     @property

@@ -19,6 +19,7 @@ from results.listening import listen
 from utils import ROOT
 
 MAX_CONNECTIONS = 2000  # more are told to come again
+KEEP_ALIVE = 75  # seconds of an idle connection: who ends one first must be the client, or its next request may meet the end
 
 
 def serve(place: str, host: str, port: int, origin: str, deadline: float | None, top: int, strict: bool) -> int:
@@ -45,6 +46,7 @@ def serve(place: str, host: str, port: int, origin: str, deadline: float | None,
             server_header=False,
             proxy_headers=bool(origin),  # of a proxy on this machine, or on one that $FORWARDED_ALLOW_IPS names
             limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,  # the streams of open pages would last for minutes
         )
         name = f"[{host}]" if ":" in host else host

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 import httpx2
 from browsing import csrf, packed, submission_json, three
+from sqlalchemy.exc import DBAPIError
 from starlette.testclient import TestClient
 
 from config import InputError
@@ -314,6 +315,22 @@ def test_a_mistake_of_the_server_shows_nothing_of_itself(course, monkeypatch, ca
     assert page.status_code == 500 and "ZeroDivision" not in page.text
     assert page.headers["content-security-policy"] == guard.HEADERS["Content-Security-Policy"]
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_store_that_is_lost_is_no_fault_of_the_student(course, monkeypatch, capsys):
+    ada = course.browser("ada")
+    key = csrf(ada.get("/").text)
+    change = course.store.change
+
+    def lost(what, patience=None, reads_only=False):
+        if reads_only:
+            return change(what, patience, reads_only)
+        raise InputError("cannot use the store postgresql://course@db.example.org/course") from DBAPIError(None, None, ValueError())
+
+    monkeypatch.setattr(course.store, "change", lost)
+    for page in (upload(ada, three("ada"), key=key), ada.post("/nickname", data={"csrf": key, "nickname": "x"})):
+        assert page.status_code == 503 and "try again in a minute" in page.text and "db.example.org" not in page.text
+    assert capsys.readouterr().err.count("error: cannot use the store postgresql://") == 2
 
 
 def test_events_tell_of_changes_to_whom_they_concern(monkeypatch):

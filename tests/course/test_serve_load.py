@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -43,12 +45,19 @@ def test_a_loss_is_noticed(tmp_path, monkeypatch):
 
 
 def test_it_ends_with_ctrl_c_while_pages_are_open(tmp_path):
+    """And until then it keeps idle connections, which clients give up after 5 s: an upload on one that is ending would be lost."""
     with Store(tmp_path / "s.sqlite") as store:
         token = Roster(store).add_teacher("T")
         session = Roster(store).login(token)
     command = [sys.executable, ROOT / "main.py", "course", "serve", "--store", tmp_path / "s.sqlite", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     address = process.stdout.readline().split(" on ")[1].split("/ until")[0]
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    for pause in (0, 5.5):
+        time.sleep(pause)
+        connection.request("GET", "/login")
+        assert connection.getresponse().read()
+        connection.auto_open = 0  # the second on the same one
     with httpx2.stream("GET", f"{address}/events", headers={"Cookie": f"session={session}"}, timeout=30) as stream:
         assert next(stream.iter_text()) == "data: {}\n\n"
         process.send_signal(signal.SIGINT)
