@@ -26,7 +26,6 @@ from commands.sprint import Sprint
 from commands.train import Train, train_defaults, without_auto
 from config import InputError
 from course.commands import COMMANDS as COURSE_COMMANDS
-from course.commands import GROUP as COURSE_GROUP
 from results.commands import COMMANDS as RESULTS_COMMANDS
 from utils import limit_spinning
 
@@ -38,7 +37,7 @@ class Lab:
 
 @dataclasses.dataclass
 class Course:
-    """Take an assignment to other systems: `./run.sh course --help` lists the commands."""
+    """Run a course's website, its roster and its exports: `./run.sh course --help` lists the commands."""
 
 
 COMMANDS = {
@@ -64,8 +63,12 @@ def parse(arguments: list[str]) -> Any:
         import lab.commands
 
         return parse_one_of(lab.commands.COMMANDS, arguments[1:] or ["--help"], "./run.sh lab", lab.commands.__doc__)
-    if arguments[0] == "course":
-        return parse_one_of(COURSE_GROUP, arguments[1:] or ["--help"], "./run.sh course", Course.__doc__)
+    if arguments[0] == "course":  # as well
+        from course import group
+
+        if arguments[1:2] == ["roster"]:
+            return parse_one_of(group.ROSTER, arguments[2:] or ["--help"], "./run.sh course roster", group.Roster.__doc__)
+        return parse_one_of(group.COMMANDS, arguments[1:] or ["--help"], "./run.sh course", group.__doc__)
     # The defaults that `train --help` shows, and that the other fields override, are the chosen preset's.
     defaults = {}
     if arguments[0] == "train":
@@ -89,8 +92,6 @@ def parse_one_of(
         Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]
         for name, command in commands.items()
     )
-    if len(choices) == 1 and arguments[0] in commands:  # tyro lets nobody choose from one
-        program, arguments = f"{program} {arguments[0]}", arguments[1:]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from config import InputError
-from course.exporting import Export
 from utils import ASSIGNMENT, ROOT, STATED
 
 if TYPE_CHECKING:
@@ -256,4 +255,3 @@ class Leaderboard:
 
 
 COMMANDS = {"submit": Submit, "grade": Grade, "leaderboard": Leaderboard}
-GROUP = {"export": Export}  # the commands of `course`

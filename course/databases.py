@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.pool import QueuePool
 
 from config import InputError
 from course import schema
@@ -71,7 +72,7 @@ class SQLiteFile:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         self.locks = -1
-        self.engine = create_engine("sqlite://", creator=self._connect, hide_parameters=True)
+        self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
 
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
@@ -176,7 +177,7 @@ class PostgreSQL:
         query = {**CONNECTION, **url.query, "options": " ".join([SESSION, *_texts(url.query.get("options", ()))])}
         try:
             self.engine: Engine = create_engine(
-                url.set(query=query), pool_size=2, pool_pre_ping=True, isolation_level="READ COMMITTED", hide_parameters=True
+                url.set(query=query), pool_size=4, pool_pre_ping=True, isolation_level="READ COMMITTED", hide_parameters=True
             )
         except ImportError:
             raise InputError(

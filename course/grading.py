@@ -125,7 +125,8 @@ class Grader:
                 if heartbeat.lost.is_set():
                     raise Cancelled
                 last = f", {run.accuracies[-1]:.2%}" if run.accuracies else ""
-                bar.set_description_str(f"#{entry.id} run {len(runs) + 1} of {self.rules.repeats}: {process.doing}{last}", False)
+                heartbeat.progress = f"run {len(runs) + 1} of {self.rules.repeats}: {process.doing}{last}"
+                bar.set_description_str(f"#{entry.id} {heartbeat.progress}", False)
                 bar.n = min(time.perf_counter() - process.began, self.exam.timeout)
                 bar.refresh()
                 if bar.disable and len(run.accuracies) > epochs_shown:

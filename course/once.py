@@ -42,7 +42,7 @@ def grade_folder(folder: Path, options: dict[str, Any], target: float) -> Entry:
         submission = read(_folder_of(folder))
     except InputError as error:
         demanded = {"target": target, "timeout": options["timeout"]}
-        return Entry(0, "refused", str(error), "", [], [], [], time.time(), None, None, None, demanded)
+        return Entry(0, "refused", str(error), "", [], [], [], time.time(), None, None, "", None, demanded)
     with tempfile.TemporaryDirectory() as place:
         path = f"{place}/store.sqlite"
         with Store(path) as store:

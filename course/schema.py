@@ -1,4 +1,4 @@
-"""The one table of a store, in SQLite and in PostgreSQL, and how a store of before comes to it.
+"""The tables of a store, in SQLite and in PostgreSQL, and how a store of before comes to them.
 
 What a student wrote and a grader measured is JSON in text columns. Times are seconds since 1970 by the database's clock.
 """
@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Double, Index, Integer, MetaData, Tab
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "convsprint_version"  # where Alembic notes the last step; by it a PostgreSQL database is known for a store
-VERSION = "3"  # the last of the steps in migrations/
+VERSION = "4"  # the last of the steps in migrations/
 
 metadata = MetaData()
 submissions = Table(
@@ -34,9 +34,32 @@ submissions = Table(
     Column("crashes", Integer, nullable=False, server_default="0"),  # of graders over it
     Column("grader", Text),  # the mark of the grader that has taken it; another one each time
     Column("lease", Double),  # until when that grader counts as alive; None where the kernel tells whether it is
+    Column("progress", Text, nullable=False, server_default=""),  # how far a running one is
     Index("by_state", "state", "id"),
     Index("by_pennkeys", "pennkeys"),
     sqlite_autoincrement=True,
+)
+people = Table(
+    "people",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("role", Text, nullable=False),  # student or teacher
+    Column("name", Text, nullable=False),
+    Column("number", Text),  # of a student: what submission.json calls the pennkey, in lower case
+    Column("email", Text, nullable=False, server_default=""),
+    Column("nickname", Text, nullable=False, server_default=""),  # on the board; "" is anonymous
+    Column("token", Text, nullable=False),  # SHA-256 of it, in hexadecimal digits
+    Index("people_by_number", "number", unique=True),
+    Index("people_by_token", "token", unique=True),
+    sqlite_autoincrement=True,
+)
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token", Text, primary_key=True),  # SHA-256 of what the cookie holds
+    Column("person", Integer, nullable=False),
+    Column("expires", Double, nullable=False),
+    Index("sessions_by_person", "person"),
 )
 
 

@@ -49,6 +49,7 @@ FIELDS = tuple(
         "submitted",
         "started",
         "finished",
+        "progress",
         "score",
         "result",
     )
@@ -69,6 +70,8 @@ class Entry:
     submitted: float
     started: float | None
     finished: float | None
+    progress: str
+    """Of a running one: how far its grader is."""
     score: float | None
     result: dict[str, Any]
 
@@ -94,7 +97,7 @@ class Store:
         self.database = database(place)
         try:
             with self.database.opening(make):
-                self._change(lambda connection: self._prepare(connection, make))
+                self.change(lambda connection: self._prepare(connection, make))
             self.recover()
         except DBAPIError as error:
             self.close()
@@ -112,8 +115,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, submission: Submission) -> tuple[int, list[int]]:
-        """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled."""
+    def add(self, submission: Submission, arrived: float | None = None) -> tuple[int, list[int]]:
+        """Queue a submission; returns its number, and those of the same contributors' not yet graded ones, now cancelled.
+
+        It counts as submitted when it arrived (seconds since 1970), where that is known.
+        """
         pennkeys = json.dumps(sorted(pennkey for _, pennkey in submission.contributors))
         values = {
             "assignment": printable(submission.assignment),
@@ -131,11 +137,13 @@ class Store:
             connection.execute(
                 update(submissions).where(column.id.in_(cancelled)).values(state="cancelled", finished=self.database.now())
             )
-            made = connection.execute(insert(submissions).values(**values, submitted=self.database.now()))
+            made = connection.execute(
+                insert(submissions).values(**values, submitted=self.database.now() if arrived is None else arrived)
+            )
             assert made.inserted_primary_key is not None  # an INSERT has been made
             return made.inserted_primary_key[0], cancelled
 
-        return self._change(change)
+        return self.change(change)
 
     def take(self) -> tuple[Entry, dict[str, bytes]] | None:
         """The first queued submission and its files, now running and this process's; None where none is queued."""
@@ -151,22 +159,28 @@ class Store:
                 connection.execute(
                     update(submissions)
                     .where(column.id == number)
-                    .values(state="running", started=self.database.now(), grader=mark, lease=self._lease())
+                    .values(state="running", started=self.database.now(), progress="", grader=mark, lease=self._lease())
                 )
             return connection.execute(select(*FIELDS, column.files).where(column.grader == mark)).one()
 
-        row = self._change(change)
+        row = self.change(change)
         if row is None:
             return None
         self.marks[row.id] = mark
         return _entry(row), {name: text.encode() for name, text in json.loads(row.files).items()}
 
-    def keep(self, number: int) -> bool:
-        """Renew the lease of a submission that this process took; False where it was cancelled or taken away since."""
-        if self._lease() is None:
-            return self._read(lambda connection: connection.scalar(select(column.id).where(self._is_mine(number)))) is not None
-        renewal = update(submissions).where(self._is_mine(number)).values(lease=self._lease())
-        return bool(self._change(lambda connection: connection.execute(renewal).rowcount, patience=0.0))  # the next one comes soon
+    def keep(self, number: int, progress: str | None = None) -> bool:
+        """Renew the lease of a submission that this process took, and say how far it is, where that is not None.
+
+        False where it was cancelled or taken away since.
+        """
+        values: dict[str, Any] = {} if self._lease() is None else {"lease": self._lease()}
+        if progress is not None:
+            values["progress"] = printable(progress)
+        if not values:
+            return self.read(lambda connection: connection.scalar(select(column.id).where(self._is_mine(number)))) is not None
+        renewal = update(submissions).where(self._is_mine(number)).values(**values)
+        return bool(self.change(lambda connection: connection.execute(renewal).rowcount, patience=0.0))  # the next one comes soon
 
     def finish(self, number: int, state: str, reason: str, score: float | None, result: dict[str, Any]) -> bool:
         """Write what came of a submission that this process took; False where it was cancelled or taken away meanwhile."""
@@ -184,25 +198,26 @@ class Store:
             if connection.scalar(select(column.id).where(self._is_mine(number)).with_for_update()) is not None:
                 self._count_crash(connection, number, how)
 
-        self._change(change)
+        self.change(change)
         self._forget(number)
         return self.get(number).state
 
     def recover(self) -> None:
         """Queue the submissions whose grader died, or end them where that is not the first time."""
-        if self._read(lambda connection: connection.scalar(select(func.count()).where(column.state == "running"))):
-            self._change(self._queue_abandoned)
+        if self.read(lambda connection: connection.scalar(select(func.count()).where(column.state == "running"))):
+            self.change(self._queue_abandoned)
 
     def get(self, number: int) -> Entry:
         """Raises InputError where there is none of that number."""
-        row = self._read(lambda connection: connection.execute(select(*FIELDS).where(column.id == number)).one_or_none())
+        row = self.read(lambda connection: connection.execute(select(*FIELDS).where(column.id == number)).one_or_none())
         if row is None:
             raise InputError(f"there is no submission {number} in {self.database.name}")
         return _entry(row)
 
-    def entries(self) -> list[Entry]:
-        """All submissions in the order of their numbers."""
-        return [_entry(row) for row in self._read(lambda connection: connection.execute(select(*FIELDS).order_by(column.id)).all())]
+    def entries(self, *conditions: ColumnElement[bool]) -> list[Entry]:
+        """All submissions, or those that satisfy the conditions, in the order of their numbers."""
+        statement = select(*FIELDS).where(*conditions).order_by(column.id)
+        return [_entry(row) for row in self.read(lambda connection: connection.execute(statement).all())]
 
     def _prepare(self, connection: Connection, make: bool) -> None:
         """Make the tables, or take the steps from those of an older store."""
@@ -240,7 +255,7 @@ class Store:
             changed = connection.execute(update(submissions).where(self._is_mine(number)).values(**values)).rowcount
             return bool(changed) or connection.scalar(select(column.id).where(written)) is not None
 
-        is_kept = self._change(change, patience)
+        is_kept = self.change(change, patience)
         self._forget(number)
         return is_kept
 
@@ -266,10 +281,11 @@ class Store:
         values |= {"crashes": column.crashes + 1, "grader": null(), "lease": null()}
         connection.execute(update(submissions).where(here).values(**values))
 
-    def _read(self, read: Callable[[Connection], T]) -> T:
-        return self._change(read, reads_only=True)
+    def read(self, read: Callable[[Connection], T]) -> T:
+        """What `read` returns in a transaction that changes nothing. Raises InputError."""
+        return self.change(read, reads_only=True)
 
-    def _change(self, change: Callable[[Connection], T], patience: float | None = None, reads_only: bool = False) -> T:
+    def change(self, change: Callable[[Connection], T], patience: float | None = None, reads_only: bool = False) -> T:
         """`change` in one transaction, once more where the server is lost, for so many seconds. Raises InputError."""
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
@@ -299,6 +315,7 @@ def _entry(row: Row) -> Entry:
         row.submitted,
         row.started,
         row.finished,
+        printable(row.progress),
         row.score,
         json.loads(row.result) if row.result else {},
     )

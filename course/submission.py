@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,15 @@ class Submission:
     """What is wrong with it without preventing that it is graded."""
 
 
-def read(folder: Path, strict: bool = False) -> Submission:
+def read(folder: Path, strict: bool = False, name: str = "", context: BaseContext | None = None) -> Submission:
     """Read and check the submission in `folder`; with `strict`, what would be a warning is an error.
 
-    Raises InputError, which says what is wrong where.
+    A message calls the folder `name`. `context` makes the process: a program with threads must not fork. Raises InputError, which
+    says what is wrong where.
     """
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=_read_to, args=(theirs, folder, strict))
+    context = context or multiprocessing.get_context()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_read_to, args=(theirs, folder, strict))  # type: ignore[attr-defined]
     process.start()
     theirs.close()
     try:
@@ -94,7 +97,7 @@ def read(folder: Path, strict: bool = False) -> Submission:
         process.join()
         ours.close()
     if isinstance(found, InputError):
-        raise InputError(f"{printable(str(folder))} is not accepted: {printable(str(found), 500)}")
+        raise InputError(f"{name or printable(str(folder))} is not accepted: {printable(str(found), 500)}")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import warnings
 from collections.abc import AsyncIterator, MutableMapping
@@ -24,10 +23,10 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from config import InputError
 from learning.inference import TrainedNetwork
 from results.explaining import Explainer
+from results.listening import HOST, listen
 from results.report import render
 from results.service import MAX_BODY, Service
 
-HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 """What browsers may call this machine. Another name is that of a web page whose name server has turned to 127.0.0.1."""
 HEADERS = {
@@ -139,20 +138,6 @@ def make_app(network: TrainedNetwork, weights: Path) -> FastAPI:
         return JSONResponse({"error": "explain is true or false"}, 400)
 
     return app
-
-
-def listen(port: int) -> socket.socket:
-    """A socket on that port of this machine alone, or on any free one for 0. Raises InputError where it cannot be had."""
-    listener = socket.socket()
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended
-        listener.bind((HOST, port))
-        listener.listen(2048)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or "it must be 0 to 65535"
-        raise InputError(f"cannot listen on port {port}: {reason}; pass another --port, or 0 for any free one") from error
-    return listener
 
 
 def serve(network: TrainedNetwork, weights: Path, port: int) -> int:

@@ -289,7 +289,7 @@ def test_the_workflow_for_github_grades_as_we_do(ours, tmp_path):
 def entry(state: str, **result: object) -> Entry:
     score = 3.0 if state == "graded" else None
     return Entry(
-        1, state, "" if score else "not above 55%", "hw", [("Ada", "ada")], [], [], time.time(), 1, 2, score, RESULT | result
+        1, state, "" if score else "not above 55%", "hw", [("Ada", "ada")], [], [], time.time(), 1, 2, "", score, RESULT | result
     )
 
 

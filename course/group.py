@@ -1,0 +1,163 @@
+"""Run a course's website, say who may use it, and export the grader: `./run.sh course COMMAND --help` lists the options."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import tyro
+
+from config import InputError
+from course.commands import STORE, Place
+from course.exporting import Export
+
+
+@dataclasses.dataclass
+class Serve:
+    """Serve the course's website: students upload, watch and compare; teachers see everything. Needs requirements-serve.txt.
+
+    It grades nothing: `./run.sh grade --watch` does, here or elsewhere. Exit status: 0 when ended with Ctrl-C.
+    """
+
+    store: Place = STORE
+    """The store of submissions and of the roster; made where it is missing."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Another than this machine's own needs --origin."""
+    port: int = 8000
+    """Port to listen on; 0 takes any free one, which is printed."""
+    origin: str = ""
+    """https://NAME as browsers know this website, where a proxy with TLS stands before it. The proxy must set X-Forwarded-For."""
+    deadline: str = ""
+    """When uploads end and the board closes, as 2026-12-01T18:00+01:00 (default: never); this machine's time without an offset."""
+    top: int = 10
+    """Number of places that everybody sees on the board; 0 shows students their own place only."""
+    strict: bool = False
+    """Refuse uploads for missing annotations and docstrings, as submit does."""
+
+    def run(self) -> int:
+        if self.top < 0:
+            raise InputError("--top must be 0 or more")
+        deadline = None
+        if self.deadline:
+            try:
+                deadline = datetime.datetime.fromisoformat(self.deadline).timestamp()
+            except (ValueError, OverflowError):
+                raise InputError(f"--deadline is {self.deadline}: write it as 2026-12-01T18:00+01:00") from None
+        try:
+            from course.web import serving
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"course serve needs {error.name}: .venv/bin/python -m pip install -r requirements-serve.txt"
+            ) from None
+        return serving.serve(self.store, self.host, self.port, self.origin, deadline, self.top, self.strict)
+
+
+@dataclasses.dataclass
+class Roster:
+    """Say who may log in: `./run.sh course roster --help` lists the commands."""
+
+
+@dataclasses.dataclass
+class Add:
+    """Enter the students of a CSV file (name, number, e-mail or none) and write a token for each who is new.
+
+    Students log in with their tokens. The store keeps only hashes: a token is written once, here. Those who are on the roster
+    already keep theirs; their names and addresses are corrected.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """NAME,NUMBER or NAME,NUMBER,E-MAIL in each line, with or without headings. The number is submission.json's pennkey."""
+    store: Place = STORE
+    """The store; made where it is missing."""
+    tokens: Path | None = None
+    """Write the new tokens to this CSV file, which must be new and only you can read, instead of the screen."""
+    renew: bool = False
+    """Give new tokens also to those who are there already, whose old ones end: for those who have lost theirs."""
+
+    def run(self) -> int:
+        from course import roster
+        from course.store import Store
+        from course.text import cell
+
+        students = roster.read_csv(self.file)
+        with contextlib.ExitStack() as stack:
+            store = stack.enter_context(Store(self.store))
+            output = stack.enter_context(_new_file(self.tokens)) if self.tokens else sys.stdout
+            made = roster.Roster(store).add(students, self.renew)
+            writer = csv.writer(output, lineterminator="\n")
+            writer.writerow(["name", "number", "e-mail", "token"])
+            writer.writerows([cell(student.name), cell(student.number), cell(student.email), token] for student, token in made)
+        where = f", in {self.tokens}" if self.tokens else ""
+        print(f"{len(students)} students, {len(made)} new tokens{where}", file=sys.stdout if self.tokens else sys.stderr)
+        return 0
+
+
+def _new_file(path: Path) -> TextIO:
+    """A file that its owner alone can read. Raises InputError where it is there already or cannot be made."""
+    try:
+        return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+@dataclasses.dataclass
+class Teacher:
+    """Enter a teacher, who sees and may change everything, and print the token; one who is there already gets a new one."""
+
+    name: tyro.conf.Positional[str]
+    """The teacher's name."""
+    store: Place = STORE
+    """The store; made where it is missing."""
+
+    def run(self) -> int:
+        from course.roster import Roster
+        from course.store import Store
+
+        with Store(self.store) as store:
+            print(Roster(store).add_teacher(self.name))
+        return 0
+
+
+@dataclasses.dataclass
+class Remove:
+    """Take students off the roster: they can no longer log in. Their submissions stay."""
+
+    numbers: tyro.conf.Positional[tuple[str, ...]]
+    """Their student numbers."""
+    store: Place = STORE
+    """The store."""
+
+    def run(self) -> int:
+        from course.roster import Roster
+        from course.store import Store
+
+        with Store(self.store, make=False) as store:
+            Roster(store).remove(self.numbers)
+        return 0
+
+
+@dataclasses.dataclass
+class List:
+    """Print everybody on the roster."""
+
+    store: Place = STORE
+    """The store."""
+
+    def run(self) -> int:
+        from course.roster import Roster
+        from course.store import Store
+
+        with Store(self.store, make=False) as store:
+            for person in Roster(store).people():
+                print("  ".join(filter(None, (person.role, person.number, person.name, person.email, person.nickname))))
+        return 0
+
+
+COMMANDS = {"serve": Serve, "roster": Roster, "export": Export}
+ROSTER = {"add": Add, "teacher": Teacher, "remove": Remove, "list": List}

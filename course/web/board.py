@@ -1,0 +1,104 @@
+"""The board as students see it, and the table of all students for the teacher's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from course import leaderboard, queue
+from course.roster import Person
+from course.schema import submissions
+from course.store import Entry, Store
+from course.text import cell
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on the board, before it is known who looks at it."""
+
+    row: leaderboard.Row
+    numbers: tuple[str, ...]
+    """Whose best score this is: their student numbers."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A place as one person sees it."""
+
+    rank: int
+    who: str
+    """Nicknames; "you" for who looks."""
+    is_own: bool
+    row: leaderboard.Row
+
+
+class Board:
+    """Computed again only when something has been graded. Several threads may ask.
+
+    Args:
+        deadline: seconds since 1970; what was submitted later does not count. None for never.
+    """
+
+    def __init__(self, store: Store, deadline: float | None) -> None:
+        self.store, self.deadline = store, deadline
+        self.lock = threading.Lock()
+        self.of: tuple[int, float] | None = None
+        self.found: list[Place] = []
+
+    def places(self) -> list[Place]:
+        """The fastest first."""
+        with self.lock:
+            of = queue.graded_at(self.store)
+            if of != self.of:
+                in_time = () if self.deadline is None else (submissions.c.submitted <= self.deadline,)
+                self.found = _places(self.store.entries(submissions.c.state == "graded", *in_time))
+                self.of = of
+            return self.found
+
+
+def _places(entries: Sequence[Entry]) -> list[Place]:
+    by_number = {entry.id: entry for entry in entries}
+    seen: set[str] = set()
+    found = []
+    for row in leaderboard.rank(entries):
+        numbers = tuple(pennkey for _, pennkey in by_number[row.submission].contributors if pennkey not in seen)
+        seen |= set(numbers)
+        found.append(Place(row, numbers))
+    return found
+
+
+def seen_by(person: Person, places: Sequence[Place], top: int, people: Sequence[Person]) -> list[Line]:
+    """The first `top` places and the person's own, however far down; all, with names and numbers, for a teacher."""
+    nicknames = {each.number: each.nickname for each in people}
+    lines = []
+    for place in places:
+        is_own = person.number in place.numbers and not person.is_teacher
+        if person.is_teacher:
+            lines.append(Line(place.row.rank, place.row.contributors, False, place.row))
+        elif is_own or place.row.rank <= top:
+            who = ", ".join("you" if each == person.number else nicknames.get(each) or "anonymous" for each in place.numbers)
+            lines.append(Line(place.row.rank, who, is_own, place.row))
+    return lines
+
+
+def as_csv(places: Sequence[Place], people: Sequence[Person], entries: Sequence[Entry]) -> str:
+    """One row for each student of the roster, also those who have submitted nothing, and for each contributor who is not on it."""
+    best = {number: place.row for place in places for number in place.numbers}
+    mine: dict[str, list[Entry]] = {person.number: [] for person in people if not person.is_teacher}
+    names = {person.number: person.name for person in people}
+    for entry in entries:
+        for name, number in entry.contributors:
+            mine.setdefault(number, []).append(entry)
+            names.setdefault(number, name)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["number", "name", "rank", "seconds", "accuracy", "submission", "submissions", "last_state", "last_reason"])
+    for number, theirs in mine.items():
+        row, last = best.get(number), theirs[-1] if theirs else None
+        scored = [row.rank, f"{row.seconds:.3f}", f"{row.accuracy:.4f}", row.submission] if row else ["", "", "", ""]
+        ended = [last.state, cell(last.reason)] if last else ["", ""]
+        writer.writerow([cell(number), cell(names[number]), *scored, len(theirs), *ended])
+    return buffer.getvalue()
