@@ -86,7 +86,11 @@ def parse_one_of(
 ) -> Any:
     """The command among `commands` that `arguments` begin with, filled in; `defaults` of some of them may come ready-made."""
     if arguments[0] not in (*commands, "-h", "--help"):
-        raise InputError(f"unknown command '{arguments[0]}': choose from {', '.join(commands)}")
+        import difflib
+
+        near = difflib.get_close_matches(arguments[0], commands, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(f"unknown command '{arguments[0]}'{meant}: choose from {', '.join(commands)}")
     defaults = defaults or {}
     choices: Any = tuple(
         Annotated[command, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING_NONPROP))]

@@ -51,7 +51,7 @@ class Summary:
 
 @dataclasses.dataclass
 class Check:
-    """Print the same tables of any network. This runs the code of its file.
+    """Print the torchinfo table, the receptive field and the constraints of any network. This runs the code of its file.
 
     Exit status: 0 all constraints are satisfied, 1 any fails, 3 none fails but one is unknown, 2 bad input.
     """

@@ -134,7 +134,7 @@ class TrainedNetwork:
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise _another_architecture(path, error) from error
+            raise InputError(f"{path} does not fit {spec or 'the network of its card'}: {_last_line(error)}") from error
         return cls(model.to(device).to(memory_format=torch.channels_last), card, device, resolve_precision("auto", device))
 
     def logits(self, images: np.ndarray, precision: torch.dtype | None = None) -> Tensor:
@@ -222,12 +222,11 @@ def _net(path: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Net:
             model.eval()(torch.zeros(1, card["num_channels"], *card["image_size"]))
         return model.train()
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RuntimeError) as error:
-        raise _another_architecture(path, error) from error
+        raise InputError(f"{path} holds the weights of another architecture than its card says: {_last_line(error)}") from error
 
 
-def _another_architecture(path: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
-    return InputError(f"{path} holds the weights of another architecture than its card says: {reason}")
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
 
 
 def _read_ahead(paths: Sequence[Path], num_channels: int, height: int, width: int) -> Iterator[list[Prediction]]:

@@ -97,7 +97,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path} was not written by this project: its header has no card of the network")
     # What this project wrote before there were checksums has the card alone; a damaged name of a checksum is not that.
     if header and header.get("sha256") != _digest(text, tensors):
-        raise InputError(f"{path} is damaged: its checksum is another; copy it again or choose another file")
+        raise InputError(f"{path} is damaged: its checksum does not match; copy it again or choose another file")
     try:
         card: Any = json.loads(text) if len(text) <= MAX_CARD else None
     except (ValueError, RecursionError) as error:
@@ -122,7 +122,9 @@ def _read(path: Path) -> bytes:
 
 def _demand_unchanged(path: Path, content: bytes) -> None:
     """Raise InputError unless a checkpoint has its checksum; of one that torch.save alone wrote, those of the archive count."""
-    damaged = InputError(f"{path} is damaged (its checksum is another) or not a checkpoint: copy it again or choose another file")
+    damaged = InputError(
+        f"{path} is damaged (its checksum does not match) or is not a checkpoint: copy it again or choose another file"
+    )
     if content[-COMMENT : -COMMENT + len(MARK)] == MARK:
         if hashlib.sha256(content[:-COMMENT]).digest() != content[-COMMENT + len(MARK) :]:
             raise damaged

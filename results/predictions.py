@@ -256,7 +256,8 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
         elif os.path.isfile(path):
             found.append(path)
         else:
-            faults.append(f"there is no file or folder {printable(path)}")
+            what = "is not a regular file or folder" if os.path.exists(path) else "does not exist"
+            faults.append(f"{printable(path)} {what}")
     return found, faults
 
 

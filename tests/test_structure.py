@@ -43,14 +43,18 @@ def project_files(root: Path) -> list[str]:
 def imports(root: Path, file: str, modules: dict[str, str]) -> Iterator[str]:
     """The files among `modules` (dotted name -> file) that `file` imports: also in functions and under TYPE_CHECKING."""
     package = ".".join(PurePosixPath(file).parent.parts)
-    for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse((root / file).read_text(encoding="utf-8"))))
+    importers = {"import_module", "__import__"}
+    importers |= {a.asname for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names if a.name in importers and a.asname}
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package)
             names = [inner if (inner := f"{base}.{alias.name}") in modules else base for alias in node.names]
-        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            names = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in importers:
+            arguments = (*node.args, *(keyword.value for keyword in node.keywords))
+            names = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
         else:
             continue
         yield from (modules[name] for name in names if name in modules)
@@ -163,6 +167,10 @@ def test_a_tree_in_order_has_no_problems(tmp_path):
             ["course/store.py imports main.py", "circle: "],
         ),
         ({"model.py": "config = __import__('config')\n"}, ["model.py imports config.py: it must stand alone"]),
+        (
+            {"model.py": "from importlib import import_module as load\nconfig = load(name='config')\n"},
+            ["model.py imports config.py: it must stand alone"],
+        ),
         ({"lab/third.py": "from conftest import ROOT\n"}, ["lab/third.py imports conftest, which is of the tests"]),
         ({"images/shapes.py": "import tests.conftest\n"}, ["images/shapes.py imports tests.conftest, which is of the tests"]),
         ({"course/sandbox.py": None}, ["course/ holds grading.py, store.py: too little"]),

@@ -25,7 +25,7 @@ class Experiment:
     """What all experiments can be told."""
 
     quick: bool = False
-    """A small version on data that need no download, in under a minute. Its page is another than that of a full run."""
+    """A small version on data that need no download, in under a minute. It does not overwrite the page of a full run."""
     out: Annotated[Path | None, STATED] = None
     """Folder of the page, its figures and the trainings, which a second run uses again (default: runs/lab-NAME)."""
     docs: bool = False

@@ -120,7 +120,7 @@ def test_weights_whose_file_has_moved(trained, tmp_path):
         moved = run_main("evaluate", "--weights", out / "model.safetensors", *data, "--model", f"{code / 'mine.py'}:Mine")
         assert moved.returncode == 0 and "has changed since" in moved.stderr
         other = run_main("evaluate", "--weights", out / "model.safetensors", *data, "--model", f"{code / 'mine.py'}:Nothing")
-        assert_refused(other, "another architecture")
+        assert_refused(other, "does not fit", "mine.py:Nothing")
     finally:
         (root / "gone").rename(root / "code")
 

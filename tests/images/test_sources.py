@@ -234,8 +234,9 @@ def test_unknown_names_and_places(tmp_path, name, words):
 
 
 def test_every_help_text_that_lists_the_data_sets_lists_them_all():
-    texts = {path: path.read_text() for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests")}
-    listing = {path: re.findall(r"\bcifar10, cifar100, [\w, ]*?shapes\b", text) for path, text in texts.items()}
-    found = [names for each in listing.values() for names in each]
+    paths = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests"))
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    first, *_, last = sources.PUBLIC
+    found = [names for text in texts.values() for names in re.findall(rf"\b{first}, [\w, ]*?{last}\b", text)]
     assert len(found) >= 3
     assert set(found) == {", ".join(sources.PUBLIC)}

@@ -248,7 +248,7 @@ def test_paths_that_are_all_missing_are_bad_input(weights, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run_main("predict", tmp_path / "none.jpg", tmp_path / "empty", "--weights", weights)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "there is no file or folder" in result.stderr and "holds no image" in result.stderr
+    assert "does not exist" in result.stderr and "holds no image" in result.stderr
 
 
 def test_names_of_wide_characters_are_aligned_on_a_terminal():
