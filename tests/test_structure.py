@@ -4,6 +4,7 @@ import ast
 import graphlib
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import resolve_name
 from pathlib import Path, PurePosixPath
@@ -89,6 +90,8 @@ def problems(root: Path, files: Sequence[str], order: Order) -> list[str]:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         found.append(f"circle: {' <- '.join(error.args[1])}")
+    # A script's own folder comes first where Python looks, also for what torch imports.
+    found += [f"{file} hides a module of Python's own" for file in files if PurePosixPath(file).stem in sys.stdlib_module_names]
     contents: dict[str, set[str]] = {}
     for path in map(PurePosixPath, files):
         for parent, child in zip(path.parents, (path, *path.parents), strict=False):
@@ -176,6 +179,7 @@ def test_a_tree_in_order_has_no_problems(tmp_path):
         ({"course/sandbox.py": None}, ["course/ holds grading.py, store.py: too little"]),
         ({"lab/runtimes/__init__.py": "", "lab/runtimes/measure.py": "", "lab/runtimes/page.py": ""}, ["lab/runtimes/ holds"]),
         ({"tools.py": ""}, ["tools is not in the list"]),
+        ({"course/queue.py": ""}, ["course/queue.py hides a module of Python's own"]),
         ({"model.py": None}, ["lists model, which does not exist"]),
     ],
 )

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from config import InputError
-from course import leaderboard, queue
+from course import leaderboard, progress
 from course.roster import MAX_NICKNAME, Person, Roster, new_token
 from course.store import Store
 from course.submission import FILES, Submission
@@ -69,7 +69,7 @@ class Site:
         self.store, self.origin, self.deadline, self.top, self.strict = store, origin, deadline, top, strict
         self.roster = Roster(store)
         self.board = board.Board(store, deadline)
-        self.live = Live(functools.partial(self._in_thread, queue.waiting, store))
+        self.live = Live(functools.partial(self._in_thread, progress.waiting, store))
         self.failures = Limiter(MAX_FAILURES, PERIOD)
         self.uploads = Limiter(MAX_UPLOADS, PERIOD)
         self.uploading: set[int] = set()  # people
@@ -126,8 +126,8 @@ class Site:
 
     async def home(self, request: Request, person: Person, problem: str = "", status: int = 200) -> HTMLResponse:
         """A student's page: upload, history."""
-        mine = await self.ask(self.store.entries, queue.is_of(person.number))
-        waiting = {each.id: each.text for each in await self.ask(queue.waiting, self.store)}
+        mine = await self.ask(self.store.entries, progress.is_of(person.number))
+        waiting = {each.id: each.text for each in await self.ask(progress.waiting, self.store)}
         return self.page(
             request,
             "home.html.jinja",
@@ -229,8 +229,8 @@ def make_app(site: Site) -> FastAPI:
         person = await site.person(request)
         if not person.is_teacher:
             return await site.home(request, person)
-        entries = await site.ask(queue.page, site.store, before, PAGE)
-        waiting = {each.id: each.text for each in await site.ask(queue.waiting, site.store)}
+        entries = await site.ask(progress.page, site.store, before, PAGE)
+        waiting = {each.id: each.text for each in await site.ask(progress.waiting, site.store)}
         older = entries[-1].id if len(entries) == PAGE else None
         return site.page(request, "teacher.html.jinja", person, entries=entries, waiting=waiting, older=older)
 
@@ -280,7 +280,7 @@ def make_app(site: Site) -> FastAPI:
     async def act(request: Request, number: int, action: str) -> Response:
         await site.teacher(request)
         await site.form(request)
-        actions = {"cancel": queue.cancel, "again": queue.grade_again}
+        actions = {"cancel": progress.cancel, "again": progress.grade_again}
         if action not in actions:
             raise HTTPException(404, "there is no such page")
         await site.ask(actions[action], site.store, number)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from course import leaderboard, queue
+from course import leaderboard, progress
 from course.roster import Person
 from course.schema import submissions
 from course.store import Entry, Store
@@ -51,7 +51,7 @@ class Board:
     def places(self) -> list[Place]:
         """The fastest first."""
         with self.lock:
-            of = queue.graded_at(self.store)
+            of = progress.graded_at(self.store)
             if of != self.of:
                 in_time = () if self.deadline is None else (submissions.c.submitted <= self.deadline,)
                 self.found = _places(self.store.entries(submissions.c.state == "graded", *in_time))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from config import InputError
-from course.queue import Waiting
+from course.progress import Waiting
 
 POLL = 1.0  # seconds between two looks
 QUIET = 15.0  # seconds after which something is sent, so that a proxy does not take the connection for dead

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from config import InputError
 from conftest import assert_refused, run_main
-from course import queue, roster
+from course import progress, roster
 from course.roster import Listed, Roster
 from course.schema import people, sessions
 from course.store import Store
@@ -112,36 +112,36 @@ def test_places_in_the_queue_and_what_a_teacher_does(place):
     with Store(place) as store:
         for keys in ("a", "bc", "d"):
             store.add(submission(*keys))
-        assert [each.text for each in queue.waiting(store)] == [f"place {i} of 3 in the queue" for i in (1, 2, 3)]
+        assert [each.text for each in progress.waiting(store)] == [f"place {i} of 3 in the queue" for i in (1, 2, 3)]
         store.take()
         assert store.keep(1, "run 1 of 3: training, epoch 2, 41.00%")
-        running, *queued = queue.waiting(store)
+        running, *queued = progress.waiting(store)
         assert running.text.endswith("UTC: run 1 of 3: training, epoch 2, 41.00%") and running.pennkeys == ("a",)
         assert [(each.id, each.text) for each in queued] == [(2, "place 1 of 2 in the queue"), (3, "place 2 of 2 in the queue")]
-        assert [entry.id for entry in store.entries(queue.is_of("c"))] == [2]
-        assert [entry.id for entry in store.entries(queue.is_of('b", "c'))] == []
-        assert [entry.id for entry in store.entries(queue.is_of("_"))] == []
-        assert [entry.id for entry in queue.page(store, 3, 1)] == [2]
+        assert [entry.id for entry in store.entries(progress.is_of("c"))] == [2]
+        assert [entry.id for entry in store.entries(progress.is_of('b", "c'))] == []
+        assert [entry.id for entry in store.entries(progress.is_of("_"))] == []
+        assert [entry.id for entry in progress.page(store, 3, 1)] == [2]
 
-        queue.cancel(store, 1)
+        progress.cancel(store, 1)
         assert not store.keep(1) and not store.finish(1, "graded", "", 1.0, {})
         assert store.get(1).reason == "cancelled by a teacher"
         with pytest.raises(InputError, match="#1 is cancelled"):
-            queue.cancel(store, 1)
-        assert queue.graded_at(store) == (0, 0.0)
+            progress.cancel(store, 1)
+        assert progress.graded_at(store) == (0, 0.0)
         assert store.take()[0].id == 2
         assert store.finish(2, "graded", "", 2.5, {"runs": []})
-        before = queue.graded_at(store)
+        before = progress.graded_at(store)
         assert before[0] == 1
         with pytest.raises(InputError, match="#3 is queued"):
-            queue.grade_again(store, 3)
-        queue.grade_again(store, 2)
+            progress.grade_again(store, 3)
+        progress.grade_again(store, 2)
         assert (store.get(2).state, store.get(2).score, store.get(2).result) == ("queued", None, {})
         taken = store.take()[0].id
         assert taken == 2 and store.finish(2, "graded", "", 2.0, {"runs": []})
-        assert queue.graded_at(store) != before
+        assert progress.graded_at(store) != before
         with pytest.raises(InputError, match="no submission 9"):
-            queue.cancel(store, 9)
+            progress.cancel(store, 9)
 
 
 def test_the_commands(tmp_path):

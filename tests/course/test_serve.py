@@ -18,8 +18,7 @@ from starlette.testclient import TestClient
 
 from config import InputError
 from conftest import ROOT, assert_refused, run_main
-from course import queue
-from course.queue import Waiting
+from course.progress import Waiting
 from course.roster import Listed, Roster
 from course.store import Store
 from course.submission import MAX_BYTES
@@ -310,7 +309,7 @@ def test_what_is_too_large_is_refused(course):
 
 def test_a_mistake_of_the_server_shows_nothing_of_itself(course, monkeypatch, capsys):
     ada = course.browser("ada")
-    monkeypatch.setattr(queue, "waiting", lambda store: 1 / 0)
+    monkeypatch.setattr(progress, "waiting", lambda store: 1 / 0)
     page = ada.get("/")
     assert page.status_code == 500 and "ZeroDivision" not in page.text
     assert page.headers["content-security-policy"] == guard.HEADERS["Content-Security-Policy"]
