@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from config import InputError
 from conftest import ROOT, assert_refused, run_main
+from course import progress
 from course.progress import Waiting
 from course.roster import Listed, Roster
 from course.store import Store
