@@ -59,6 +59,11 @@ SYSTEM = (
 )
 KINDS = ("bwrap", "unshare", "none")
 
+# The first process of the pid namespace has neither filter nor limits. bubblewrap's own would have no rights either, so that a
+# submission of the same user could write to its memory. This one keeps a right that the submission gives up: the kernel then
+# refuses that.
+FIRST = ("sh", "-c", '"$@"; exit $?', "sh")
+
 # What bubblewrap does, by mount(8): $1 is an empty folder that becomes the root, then come KIND FROM TO of each mount, then the
 # command. The shell stays as the first process of the pid namespace: when it dies, so does everything in it.
 BUILD_ROOT = """
@@ -249,7 +254,7 @@ class Sandbox:
         rights = (
             ["--unshare-user"]
             if self.user is None
-            else [text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
+            else [text for name in ("SETUID", "SETGID") for text in ("--cap-add", f"CAP_{name}")]
         )
         return [
             program,
@@ -258,6 +263,9 @@ class Sandbox:
             "--unshare-ipc",
             "--unshare-uts",
             *rights,
+            "--cap-add",
+            "CAP_SETPCAP",
+            "--as-pid-1",
             "--die-with-parent",
             "--dev",
             "/dev",
@@ -271,20 +279,13 @@ class Sandbox:
             "--chdir",
             "/submission",
             "--",
+            *FIRST,
         ]
 
     def _drop_rights(self) -> list[str]:
-        """The command that gives up the rights which making the namespaces took."""
-        if self.user is not None:
-            return [
-                "setpriv",
-                f"--reuid={self.user}",
-                f"--regid={self.user}",
-                "--clear-groups",
-                "--bounding-set=-all",
-                "--no-new-privs",
-            ]
-        return ["setpriv", "--bounding-set=-all", "--no-new-privs"] if self.kind == "unshare" else []
+        """The command that gives up the rights which making the namespaces took, and those of their first process."""
+        user = [] if self.user is None else [f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"]
+        return ["setpriv", *user, "--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
 
     def works(self) -> str:
         """Try it with a small command; returns what goes wrong, or nothing."""
