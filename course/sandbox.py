@@ -57,6 +57,8 @@ SYSTEM = (
     "/nix/store",
     "/gnu/store",
 )
+# scikit-learn's data sets, the labels of `digits` among them, below a Python or a folder of packages
+LABELS = [f"{where}sklearn/datasets/data" for where in ("", *(f"{lib}/python3*/*-packages/" for lib in ("lib*", "local/lib*")))]
 KINDS = ("bwrap", "unshare", "none")
 
 # The first process of the pid namespace has neither filter nor limits. bubblewrap's own would have no rights either, so that a
@@ -116,6 +118,8 @@ class Sandbox:
     """bwrap, unshare, or none: without namespaces."""
     user: int | None
     """The user it runs as; None for the grader's own."""
+    is_asked_for: bool = False
+    """Whether this kind was named, not found to be the best."""
 
     @property
     def has_namespaces(self) -> bool:
@@ -143,10 +147,13 @@ class Sandbox:
             return missing
         whose = "everybody on this machine" if self.user is not None else "you"
         more = "" if self.user is not None else ", write where you can, and kill the grader"
+        network = "" if seccomp.library() else ", use the network"
+        why = "as you asked with --sandbox none" if self.is_asked_for else "here (neither bubblewrap nor unshare works)"
+        better = "Leave out --sandbox" if self.is_asked_for else "Install bubblewrap"
         return [
             *missing,
-            f"no namespaces here (neither bubblewrap nor unshare works): a submission can read what {whose} can read (the data "
-            f"set's labels and the store, too), use the network{more}. Install bubblewrap, or grade in a machine of its own",
+            f"no namespaces {why}: a submission can read what {whose} can read (the data set's labels and the store, too)"
+            f"{network}{more}. {better}, or grade in a machine of its own",
         ]
 
     def fresh(self) -> Sandbox:
@@ -337,6 +344,7 @@ def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list
     ]
     wanted = [path for path in (*map(Path, SYSTEM), *python, *(path.resolve() for path in python)) if os.path.exists(path)]
     secret = [path if path.is_dir() else path.parent for path in map(Path.resolve, hidden)]
+    secret += [path for folder in wanted for pattern in LABELS for path in folder.glob(pattern)]
     wanted = [
         path
         for path in dict.fromkeys(wanted)
@@ -369,4 +377,4 @@ def find(kind: str = "auto") -> Sandbox:
 def _candidates(kind: str, users: list[int | None]) -> Iterator[Sandbox]:
     for name in KINDS if kind == "auto" else [kind]:
         for user in users:
-            yield Sandbox(name, user)
+            yield Sandbox(name, user, kind != "auto")

@@ -124,6 +124,12 @@ time.sleep(60)
         "failed",
         "wrote more than 1 GB",
     ),
+    "reads_the_labels_of_digits": (
+        "module",
+        "from sklearn.datasets import load_digits\nload_digits()",
+        "failed",
+        "FileNotFoundError: .*digits.csv.gz",
+    ),
     "parses_its_arguments": (
         "module",
         "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--lr', default=0.3)\nparser.parse_args()",
@@ -263,6 +269,14 @@ def test_each_run_has_a_user_of_its_own():
     box = sandbox.Sandbox("bwrap", 1)
     assert len({box.fresh().user for _ in range(10)}) == 10
     assert sandbox.Sandbox("bwrap", None).fresh().user is None
+
+
+def test_why_there_are_no_namespaces():
+    """Whether nothing else works, or nothing else was wanted."""
+    *_, asked = sandbox.find("none").notices()
+    assert asked.startswith("no namespaces as you asked with --sandbox none:")
+    *_, found = sandbox.Sandbox("none", None).notices()
+    assert found.startswith("no namespaces here (neither bubblewrap nor unshare works):")
 
 
 def test_without_namespaces_there_is_no_network_and_what_cannot_be_counted_is_a_failure(exam_for):
