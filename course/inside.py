@@ -78,7 +78,7 @@ class Channel:
         return data
 
 
-def confine(limits: dict[str, int], has_own_network: bool) -> None:
+def confine(limits: dict[str, int]) -> None:
     """Set limits that cannot be undone, by names of the resource module, for this process and what it starts."""
     for name, value in limits.items():
         kind = getattr(resource, name)
@@ -91,7 +91,7 @@ def confine(limits: dict[str, int], has_own_network: bool) -> None:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the kernel takes this process first
-    seccomp.deny(has_own_network)
+    seccomp.deny()
 
 
 class Guard:
@@ -300,7 +300,7 @@ def inspect(model: Any, image_size: tuple[int, int], num_channels: int, check_co
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    confine(task["limits"], has_own_network=bool(task["rooms"]))
+    confine(task["limits"])
     channel = Channel(task["channel"])
     for path in Path(task["files"]).iterdir():
         if not (Path(task["folder"]) / path.name).exists():

@@ -219,7 +219,10 @@ class Process:
         written, count = self._written()
         rooms = {os.fstat(fd).st_dev for fd in self.rooms}
         if len(processes) <= self.limits.processes:
-            kept = written + usage.kept_by_descriptors(processes, self.given, rooms)  # in memory, or on a disk that has as much
+            kept, is_all = usage.kept_by_descriptors(processes, self.given, rooms)
+            if not is_all and not self.rooms and self.sandbox.user is None:  # else they are in the rooms, or always closed to us
+                raise Failure(f"it ran a program whose files cannot be counted while {self.doing}")
+            kept += written  # in memory, or on a disk that has as much
             if kept > self.limits.disk or count > self.limits.files:
                 raise Failure(f"it wrote more than {self.limits.disk / 1e9:g} GB or {self.limits.files:,} files while {self.doing}")
             memory = self.limits.memory - (kept if self.rooms else kept - written)

@@ -57,7 +57,14 @@ SYSTEM = (
     "/nix/store",
     "/gnu/store",
 )
+# scikit-learn's data sets, the labels of `digits` among them, below a Python or a folder of packages
+LABELS = [f"{where}sklearn/datasets/data" for where in ("", *(f"{lib}/python3*/*-packages/" for lib in ("lib*", "local/lib*")))]
 KINDS = ("bwrap", "unshare", "none")
+
+# The first process of the pid namespace has neither filter nor limits. bubblewrap's own would have no rights either, so that a
+# submission of the same user could write to its memory. This one keeps a right that the submission gives up: the kernel then
+# refuses that.
+FIRST = ("sh", "-c", '"$@"; exit $?', "sh")
 
 # What bubblewrap does, by mount(8): $1 is an empty folder that becomes the root, then come KIND FROM TO of each mount, then the
 # command. The shell stays as the first process of the pid namespace: when it dies, so does everything in it.
@@ -111,6 +118,8 @@ class Sandbox:
     """bwrap, unshare, or none: without namespaces."""
     user: int | None
     """The user it runs as; None for the grader's own."""
+    is_asked_for: bool = False
+    """Whether this kind was named, not found to be the best."""
 
     @property
     def has_namespaces(self) -> bool:
@@ -138,10 +147,13 @@ class Sandbox:
             return missing
         whose = "everybody on this machine" if self.user is not None else "you"
         more = "" if self.user is not None else ", write where you can, and kill the grader"
+        network = "" if seccomp.library() else ", use the network"
+        why = "as you asked with --sandbox none" if self.is_asked_for else "here (neither bubblewrap nor unshare works)"
+        better = "Leave out --sandbox" if self.is_asked_for else "Install bubblewrap"
         return [
             *missing,
-            f"no namespaces here (neither bubblewrap nor unshare works): a submission can read what {whose} can read (the data "
-            f"set's labels and the store, too), use the network{more}. Install bubblewrap, or grade in a machine of its own",
+            f"no namespaces {why}: a submission can read what {whose} can read (the data set's labels and the store, too)"
+            f"{network}{more}. {better}, or grade in a machine of its own",
         ]
 
     def fresh(self) -> Sandbox:
@@ -249,7 +261,7 @@ class Sandbox:
         rights = (
             ["--unshare-user"]
             if self.user is None
-            else [text for name in ("SETUID", "SETGID", "SETPCAP") for text in ("--cap-add", f"CAP_{name}")]
+            else [text for name in ("SETUID", "SETGID") for text in ("--cap-add", f"CAP_{name}")]
         )
         return [
             program,
@@ -258,6 +270,9 @@ class Sandbox:
             "--unshare-ipc",
             "--unshare-uts",
             *rights,
+            "--cap-add",
+            "CAP_SETPCAP",
+            "--as-pid-1",
             "--die-with-parent",
             "--dev",
             "/dev",
@@ -271,20 +286,13 @@ class Sandbox:
             "--chdir",
             "/submission",
             "--",
+            *FIRST,
         ]
 
     def _drop_rights(self) -> list[str]:
-        """The command that gives up the rights which making the namespaces took."""
-        if self.user is not None:
-            return [
-                "setpriv",
-                f"--reuid={self.user}",
-                f"--regid={self.user}",
-                "--clear-groups",
-                "--bounding-set=-all",
-                "--no-new-privs",
-            ]
-        return ["setpriv", "--bounding-set=-all", "--no-new-privs"] if self.kind == "unshare" else []
+        """The command that gives up the rights which making the namespaces took, and those of their first process."""
+        user = [] if self.user is None else [f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"]
+        return ["setpriv", *user, "--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
 
     def works(self) -> str:
         """Try it with a small command; returns what goes wrong, or nothing."""
@@ -336,6 +344,7 @@ def mounts(work: Path, readable: Sequence[Path], hidden: Sequence[Path]) -> list
     ]
     wanted = [path for path in (*map(Path, SYSTEM), *python, *(path.resolve() for path in python)) if os.path.exists(path)]
     secret = [path if path.is_dir() else path.parent for path in map(Path.resolve, hidden)]
+    secret += [path for folder in wanted for pattern in LABELS for path in folder.glob(pattern)]
     wanted = [
         path
         for path in dict.fromkeys(wanted)
@@ -368,4 +377,4 @@ def find(kind: str = "auto") -> Sandbox:
 def _candidates(kind: str, users: list[int | None]) -> Iterator[Sandbox]:
     for name in KINDS if kind == "auto" else [kind]:
         for user in users:
-            yield Sandbox(name, user)
+            yield Sandbox(name, user, kind != "auto")

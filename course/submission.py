@@ -6,13 +6,16 @@ A process of its own does that, which is ended when it takes too long: whatever 
 from __future__ import annotations
 
 import ast
+import io
 import json
 import multiprocessing
 import os
 import re
 import stat
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,8 +32,9 @@ MAX_TEXT = 200  # characters of a name
 MAX_PEOPLE = 20
 MAX_SECONDS = 20.0  # for reading and checking
 MAX_SOURCES = 100
-SEEMS_LONG = 5_000  # bytes of literals, and
+SEEMS_LONG = 5_000  # bytes of literals; of literals, docstrings and comments together once they are compressed; and
 SEEMS_LARGE = 50_000  # of a file: what has more may hold weights
+CODE = {tokenize.NAME, tokenize.OP, tokenize.INDENT, tokenize.DEDENT, tokenize.NEWLINE, tokenize.NL, tokenize.ENCODING}
 WEIGHTS = "trained weights?"  # how the warning about that begins
 # What templates have where a student is to write; compared in lower case, without brackets, _ and -.
 PLACEHOLDERS = {
@@ -128,14 +132,19 @@ def check(folder: Path, strict: bool) -> Submission:
 
 
 def _suspicions(trees: dict[str, ast.Module], files: dict[str, bytes]) -> Iterator[str]:
-    """Files that may hold weights: much of them is literals, or they are large altogether."""
+    """Files that may hold weights: much of them is literals, docstrings and comments, or they are large altogether."""
     for name, tree in trees.items():
         nodes = list(ast.walk(tree))
-        texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings, of which none is as long as weights
-        sizes = ((id(node) in texts, _literal_bytes(node.value)) for node in nodes if isinstance(node, ast.Constant))
-        size = sum(size for is_text, size in sizes if not is_text or size > SEEMS_LONG)
-        if size > SEEMS_LONG or len(files[name]) > SEEMS_LARGE:
-            yield f"{WEIGHTS} {name} has {len(files[name]):,} bytes, {size:,} of them in literals"
+        texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+        size = sum(_literal_bytes(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in texts)
+        tokens = tokenize.tokenize(io.BytesIO(files[name]).readline)
+        # Compressed, since prose becomes a third of itself, and weights nearly stay as long as they are.
+        information = len(zlib.compress("\n".join(token.string for token in tokens if token.type not in CODE).encode()))
+        if size > SEEMS_LONG or information > SEEMS_LONG or len(files[name]) > SEEMS_LARGE:
+            yield (
+                f"{WEIGHTS} {name} has {len(files[name]):,} bytes, {size:,} of them in literals; its literals, docstrings and "
+                f"comments compress to {information:,} bytes"
+            )
 
 
 def _literal_bytes(value: object) -> int:

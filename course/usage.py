@@ -104,19 +104,42 @@ def files_below(top: Path, most: int) -> tuple[int, int]:
     return size, count
 
 
-def kept_by_descriptors(processes: set[int], given: set[tuple[int, int]], devices: set[int]) -> int:
-    """Bytes in files without a name that are still open, in memory or on disk, and in pipes and sockets.
+def sockets(processes: set[int]) -> int:
+    """Local sockets in those of the processes' network namespaces that are not ours. Of some no process has a descriptor: they wait
+    to be accepted or received.
+    """
+    spaces = {os.stat("/proc/self/ns/net").st_ino: 0}
+    for pid in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            space = os.stat(f"/proc/{pid}/ns/net").st_ino
+            if space not in spaces:
+                with open(f"/proc/{pid}/net/unix", errors="replace") as file:
+                    spaces[space] = sum(1 for _ in file)
+    return sum(spaces.values())
+
+
+def kept_by_descriptors(processes: set[int], given: set[tuple[int, int]], devices: set[int]) -> tuple[int, bool]:
+    """Bytes in files without a name that are still open, in memory or on disk, and in pipes and sockets; and whether that is all:
+    the descriptors of a program that we may not read are closed to us.
 
     Left out are the files `given` to them, as (device, inode), and all on these `devices`.
     """
     sizes: dict[tuple[int, int], int] = {}
+    known, is_all = set(), True
     for pid in processes:
-        with contextlib.suppress(OSError):  # it has ended
+        try:
             for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):
                     file = os.stat(f"/proc/{pid}/fd/{name}")
                     if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev not in devices:
                         sizes[file.st_dev, file.st_ino] = file.st_blocks * 512
-                    elif stat.S_ISFIFO(file.st_mode) or stat.S_ISSOCK(file.st_mode):
+                    elif stat.S_ISFIFO(file.st_mode):
                         sizes[file.st_dev, file.st_ino] = BUFFER
-    return sum(size for inode, size in sizes.items() if inode not in given)
+                    elif stat.S_ISSOCK(file.st_mode):
+                        known.add(file.st_ino)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        except OSError:
+            is_all = False
+    kept = sum(size for inode, size in sizes.items() if inode not in given)
+    return kept + BUFFER * max(len(known), sockets(processes)), is_all

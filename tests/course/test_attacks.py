@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 
@@ -35,12 +36,18 @@ allowed = {
     "memory in a file": (319, b"x", 0),
     "clone3": (435, 0, 0),
     "the host of a virtual machine": (41, 40, 1, 0),
+    "the buffers of TCP": (41, 2, 1, 0),
+    "datagrams": (53, 1, 2, 0, ctypes.create_string_buffer(8)),
     "a process in a namespace": (56, 0x10000000 | 17, 0, 0, 0, 0),
 }
 for name, arguments in list(allowed.items()):
     returned = libc.syscall(*arguments)
     if returned == 0 and arguments[0] == 56: os._exit(0)
-    if returned < 0 and ctypes.get_errno() in (1, 38, 97): del allowed[name]
+    if returned < 0 and ctypes.get_errno() in (1, 38, 94, 97): del allowed[name]
+before = os.stat("/dev/null").st_mtime_ns
+for number in (132, 235): libc.syscall(number, b"/dev/null", 0)
+for number in (261, 280): libc.syscall(number, -100, b"/dev/null", 0, 0)
+if os.stat("/dev/null").st_mtime_ns != before: allowed["times of devices"] = ()
 raise ValueError(list(allowed))
 """
 # The harness's examiner, from within forward.
@@ -99,6 +106,29 @@ time.sleep(60)
 """,
         "failed",
         "No space left|wrote more than 1 GB",
+    ),
+    "sockets_without_a_descriptor": (
+        "init",
+        """
+listeners = []
+for i in range(60):
+    listeners.append(socket.socket(socket.AF_UNIX))
+    listeners[-1].bind(f"\\0{i}")
+    listeners[-1].listen(100)
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"\\0{i}")
+            client.send(b"x")
+time.sleep(60)
+""",
+        "failed",
+        "wrote more than 1 GB",
+    ),
+    "reads_the_labels_of_digits": (
+        "module",
+        "from sklearn.datasets import load_digits\nload_digits()",
+        "failed",
+        "FileNotFoundError: .*digits.csv.gz",
     ),
     "parses_its_arguments": (
         "module",
@@ -241,6 +271,14 @@ def test_each_run_has_a_user_of_its_own():
     assert sandbox.Sandbox("bwrap", None).fresh().user is None
 
 
+def test_why_there_are_no_namespaces():
+    """Whether nothing else works, or nothing else was wanted."""
+    *_, asked = sandbox.find("none").notices()
+    assert asked.startswith("no namespaces as you asked with --sandbox none:")
+    *_, found = sandbox.Sandbox("none", None).notices()
+    assert found.startswith("no namespaces here (neither bubblewrap nor unshare works):")
+
+
 def test_without_namespaces_there_is_no_network_and_what_cannot_be_counted_is_a_failure(exam_for):
     box = sandbox.find("none")
     run, _ = exam_for(box).run(files("module", "socket.create_server(('127.0.0.1', 0))"), SEED, lambda *_: None)
@@ -272,8 +310,9 @@ time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"there\n"
-        kept = kept_by_descriptors({process.pid}, set(), set())
+        kept, is_all = kept_by_descriptors({process.pid}, set(), set())
         process.kill()
+    assert is_all
     # Both ends of a pipe are one; its output is another one.
     assert abs(kept - (2 << 20) - 4 * BUFFER) < 1 << 16
 
@@ -336,14 +375,38 @@ def test_a_control_group_where_systemd_makes_them(tmp_path, monkeypatch):
         assert limit in asked
 
 
-def test_a_grader_that_is_not_root(tmp_path, npz):
+# The first process of the namespaces has no filter: who writes to its memory has none, either.
+FIRST_PROCESS = """
+for name in ("mem", "fd/0"):
+    try: os.open(f"/proc/1/{name}", os.O_RDWR)
+    except PermissionError: continue
+    raise ValueError(f"{name} of process 1 can be opened")
+"""
+
+
+# The descriptors of a program that nobody may read are closed to a grader of the same user.
+UNREADABLE = """
+shutil.copy("/bin/sleep", "unreadable")
+os.chmod("unreadable", 0o111)
+subprocess.run(["./unreadable", "10"])
+"""
+
+
+@pytest.mark.parametrize("kind", ["bwrap", "unshare", "none"])
+def test_a_grader_that_is_not_root(tmp_path, npz, kind):
     """In a user namespace, where this user is another one and has no rights."""
+    if kind != "none" and not shutil.which(kind):
+        pytest.skip(f"no {kind}")
     enter = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
     if subprocess.run([*enter, "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
     store = tmp_path / "store.sqlite"
-    code = "assert not os.path.exists({store!r})".replace("{store!r}", repr(str(store)))
-    submit(tmp_path, store, {"ada": files("module", code), "deep": files(*ATTACKS["deep_folders"][:2])})
+    if kind == "none":
+        contents = {"ada": files(), "hides": files("init", f"import shutil{UNREADABLE}")}
+    else:
+        code = f"{FIRST_PROCESS}assert not os.path.exists({str(store)!r})"
+        contents = {"ada": files("module", code), "deep": files(*ATTACKS["deep_folders"][:2])}
+    submit(tmp_path, store, contents)
     command = [
         sys.executable,
         ROOT / "main.py",
@@ -356,12 +419,14 @@ def test_a_grader_that_is_not_root(tmp_path, npz):
         "1",
         "--seed",
         str(SEED),
+        "--sandbox",
+        kind,
     ]
     result = subprocess.run([*enter, *command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     with Store(store) as opened:
-        ada, deep = opened.entries()
+        ada, other = opened.entries()
     assert ada.state == "graded", ada.reason
-    assert ada.result["sandbox"] != "none"
-    assert re.search("No space left|wrote more than 1 GB", deep.reason)
+    assert ada.result["sandbox"] == kind
+    assert re.search("No space left|wrote more than 1 GB|ran a program whose files cannot be counted", other.reason)
     assert alive(SEED) == []

@@ -1,7 +1,9 @@
 """What `submit` accepts and refuses, each with one clear line, without running anything of it."""
 
+import base64
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -140,13 +142,31 @@ def test_checking_takes_a_limited_time(folder, monkeypatch):
     refused(folder, "checking it ended the process")
 
 
+RANDOM = [random.Random(i).randbytes(700) for i in range(10)]  # 7 KB as ten comments or docstrings
+
+
 @pytest.mark.parametrize(
-    "weights", ["W = " + repr("\u4e16" * 2000), "W = [" + "0.12345," * 1000 + "]", "W = " + hex(1 << 20_000), "#" * 50_000]
+    "weights",
+    [
+        "W = " + repr("\u4e16" * 2000),
+        "W = [" + "0.12345," * 1000 + "]",
+        "W = " + hex(1 << 20_000),
+        "#" * 50_000,
+        "\n".join(f"#>{row.hex()}" for row in RANDOM),
+        "\n".join(f'def f{i}():\n    """{base64.b85encode(row).decode()}"""' for i, row in enumerate(RANDOM)),
+    ],
 )
 def test_weights_in_the_source_are_noticed(folder, weights):
     (folder / "model.py").write_text((folder / "model.py").read_text() + weights)
     (warning,) = submission.read(folder, strict=True).warnings
     assert warning.startswith(f"{submission.WEIGHTS} model.py has ")
+
+
+def test_a_documented_model_is_not_noticed(folder):
+    """This project's own, with more than 5,000 characters of docstrings and comments."""
+    for name in ("model.py", "config.py"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    assert submission.read(folder, strict=True).warnings == ()
 
 
 def test_a_warning_is_one_short_line(folder):
@@ -288,5 +308,5 @@ def test_the_command(folder, tmp_path):
 
 def test_weights_in_a_docstring_are_noted(folder):
     path = folder / "model.py"
-    path.write_text(path.read_text() + f'\n\ndef weights() -> None:\n    """{"0123456789" * 600}"""\n')
+    path.write_text(path.read_text() + f'\n\ndef weights() -> None:\n    """{b"".join(RANDOM).hex()}"""\n')
     assert any(remark.startswith(f"{submission.WEIGHTS} model.py") for remark in submission.read(folder).warnings)
