@@ -236,7 +236,7 @@ def test_unknown_names_and_places(tmp_path, name, words):
 def test_every_help_text_that_lists_the_data_sets_lists_them_all():
     paths = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests"))
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    first, *_, last = sources.PUBLIC
-    found = [names for text in texts.values() for names in re.findall(rf"\b{first}, [\w, ]*?{last}\b", text)]
+    listed = [names for text in texts.values() for names in re.findall(r"\w+(?:, \w+){3,}", text)]
+    found = [names for names in listed if len({*names.split(", ")} & {*sources.PUBLIC}) > len(sources.PUBLIC) / 2]
     assert len(found) >= 3
-    assert set(found) == {", ".join(sources.PUBLIC)}
+    assert [names for names in found if ", ".join(sources.PUBLIC) not in names] == []

@@ -133,9 +133,13 @@ NAMES = ["report", "comparison", "one run", "leaderboard", "lab", "serve"]
 
 def test_every_template_is_among_the_pages():
     """A new one must be added here."""
-    found = [path for folder in ("results", "lab", "course") for path in (ROOT / folder).rglob("*.html.jinja")]
+    found = [path for folder in ("results", "lab", "course/templates") for path in (ROOT / folder).rglob("*.html.jinja")]
     templates = {path.name for path in found if re.search("<!DOCTYPE|{% extends", path.read_text())}
-    assert templates == {f"{name}.html.jinja" for name in ("report", "comparison", "leaderboard", "page", "serve")}
+    in_another_page = {"detailed_results.html.jinja"}  # Codabench's
+    assert templates - in_another_page == {
+        f"{name}.html.jinja" for name in ("report", "comparison", "leaderboard", "page", "serve")
+    }
+    assert "@media print" in (ROOT / "course" / "web" / "site.css").read_text()  # of all pages of the course's website
 
 
 @pytest.mark.parametrize("name", NAMES)
