@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import python_multipart  # noqa: F401 (fastapi asks for it only at the first upload)
 import pytorch_grad_cam  # noqa: F401 (this too is asked for now)
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -23,6 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from config import InputError
 from learning.inference import TrainedNetwork
 from results.explaining import Explainer
+from results.guard import Guard, name_of
 from results.listening import HOST, listen
 from results.report import render
 from results.service import MAX_BODY, Service
@@ -39,44 +37,15 @@ HEADERS = {
 }
 HERE = Path(__file__).parent
 
-Scope = MutableMapping[str, Any]
 
-
-class Guard:
-    """Refuses what another web page has sent, and adds HEADERS to every answer.
-
-    A page from anywhere can make a browser send requests to 127.0.0.1. It cannot hide where it is from: `Origin` names its address,
-    and `Host` the name that it has given to 127.0.0.1 (DNS rebinding).
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        answer = self.app
-        if _name_of(host) not in NAMES:
-            answer = JSONResponse({"error": f"this server is only for {HOST} and localhost"}, 403)
-        elif origin is not None and origin != f"http://{host}":
-            answer = JSONResponse({"error": "requests of other web pages are refused"}, 403)
-        await answer(scope, receive, send_with_headers)
-
-
-def _name_of(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+def refusal(host: str, origin: str | None) -> JSONResponse | None:
+    """For `Guard`. A page from anywhere can make a browser send requests to 127.0.0.1. It cannot hide where it is from: `Origin`
+    names its address, and `Host` the name that it has given to 127.0.0.1 (DNS rebinding)."""
+    if name_of(host) not in NAMES:
+        return JSONResponse({"error": f"this server is only for {HOST} and localhost"}, 403)
+    if origin is not None and origin != f"http://{host}":
+        return JSONResponse({"error": "requests of other web pages are refused"}, 403)
+    return None
 
 
 def make_app(network: TrainedNetwork, weights: Path) -> FastAPI:
@@ -104,7 +73,7 @@ def make_app(network: TrainedNetwork, weights: Path) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, headers=HEADERS, refuse=refusal)
 
     @app.get("/")
     async def index() -> Response:

@@ -28,8 +28,9 @@ from course.roster import MAX_NICKNAME, Person, Roster, new_token
 from course.store import Store
 from course.submission import FILES, Submission
 from course.web import board, uploads
-from course.web.guard import HEADERS, Guard, Limiter, csrf_of, demand_ours, read_form
+from course.web.guard import HEADERS, Limiter, csrf_of, demand_ours, read_form, refusal
 from course.web.live import Live
+from results.guard import Guard
 
 HERE = Path(__file__).parent
 READERS = 32  # uploads that are received and checked at a time; the others wait unread
@@ -189,7 +190,7 @@ def make_app(site: Site) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, origin=site.origin)
+    app.add_middleware(Guard, headers=HEADERS, refuse=refusal(site.origin))
 
     def set_cookie(response: Response, name: str, value: str) -> None:
         response.set_cookie(name, value, secure=True, httponly=True, samesite="lax")  # until the browser ends

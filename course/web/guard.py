@@ -7,14 +7,16 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import FormData, Headers, MutableHeaders
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+
+from results.guard import name_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READ_SECONDS = 30  # for a body to arrive
@@ -31,41 +33,22 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-Scope = MutableMapping[str, Any]
 
+def refusal(served: str) -> Callable[[str, str | None], PlainTextResponse | None]:
+    """For `Guard`: the answer to requests under other names, and to those that other websites have browsers send.
 
-class Guard:
-    """Refuses requests under other names and those that other websites have browsers send; adds HEADERS to every answer."""
+    `served` is the website's origin where a proxy stands before it, or empty.
+    """
+    names = {*LOOPBACK, urlsplit(served).hostname} if served else set(LOOPBACK)
 
-    def __init__(self, app: Any, origin: str) -> None:
-        self.app, self.origin = app, origin
-        self.names = {*LOOPBACK, urlsplit(origin).hostname} if origin else set(LOOPBACK)
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        answer = self.app
-        if _name_of(host) not in self.names:
-            answer = PlainTextResponse("this server does not have that name", 403)
-        elif origin is not None and origin not in (self.origin, f"http://{host}" if _name_of(host) in LOOPBACK else self.origin):
-            answer = PlainTextResponse("requests of other websites are refused", 403)
-        await answer(scope, receive, send_with_headers)
-
-
-def _name_of(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
+    def refuse(host: str, origin: str | None) -> PlainTextResponse | None:
+        if name_of(host) not in names:
+            return PlainTextResponse("this server does not have that name", 403)
+        if origin is not None and origin not in (served, f"http://{host}" if name_of(host) in LOOPBACK else served):
+            return PlainTextResponse("requests of other websites are refused", 403)
         return None
+
+    return refuse
 
 
 class Limiter:
