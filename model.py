@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 4  # channels that GroupNorm normalises together
+TINY = 16  # pixels of a map, at most, on which DilatedConv2d is a matrix product
 
 
 class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of what has Conv in its name
@@ -46,11 +47,48 @@ class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of wh
         return x.permute(0, 3, 1, 2)[:, :, :h, :w]
 
 
+class DilatedConv2d(nn.Conv2d):
+    """A dilated convolution, which trains on tiny maps as one matrix product.
+
+    On a map hardly larger than the kernel, every output sees nearly every input, as in a linear layer. There the backward pass
+    of the fp32 kernel on CPUs takes nearly three times as long as that of an undilated convolution (docs/sprint.md).
+
+    Shape: (N, in_channels, H, W) -> (N, out_channels, H, W), any float dtype; odd square kernels, no bias, stride 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if not self.training or h * w > TINY or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        kernel = self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (out_channels, taps, in_channels)
+        kernel = F.pad(kernel, (0, 0, 0, 1))  # one more tap, zero, for what lies too far apart
+        matrix = kernel.index_select(1, _taps(h, w, self.kernel_size[0], self.dilation[0]))
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(n, -1), matrix.view(self.out_channels * h * w, h * w * c))
+        return y.view(n, self.out_channels, h, w).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=8)
+def _taps(height: int, width: int, kernel_size: int, dilation: int) -> Tensor:
+    """For each pixel of the output, then each of the input, the tap of the kernel that joins them, kernel_size**2 for none."""
+    rows, columns = (torch.arange(size)[None] - torch.arange(size)[:, None] for size in (height, width))
+    taps = []
+    for offsets in (rows, columns):
+        tap, reach = offsets // dilation + kernel_size // 2, dilation * (kernel_size // 2)
+        taps.append(torch.where((offsets % dilation == 0) & (offsets.abs() <= reach), tap, -1))
+    row_taps, column_taps = taps[0][:, None, :, None], taps[1][None, :, None, :]  # (output row, output column, input row, column)
+    joined = torch.where((row_taps >= 0) & (column_taps >= 0), row_taps * kernel_size + column_taps, kernel_size**2)
+    return joined.flatten()
+
+
 class ResidualPointwiseConv2d(nn.Conv2d):
     """A residual 1x1 convolution without BatchNorm: relu(x + scale * conv(x)), the identity at first (its weights are zero).
 
-    Convolution and sum are one matrix product (addmm) over all pixels, in a third of the operations that convolution,
-    BatchNorm and sum take. `scale` keeps Adam's first steps small, which is what BatchNorm would else be needed for (SkipInit,
+    Convolution and sum are one matrix product over all pixels, with I + scale * weight: no copy of the input, and no second
+    gradient to add to it. `scale` keeps Adam's first steps small, which is what BatchNorm would else be needed for (SkipInit,
     De & Smith 2020, has the like as a learned factor).
 
     Shape: (N, channels, H, W) -> (N, channels, H, W), not below zero. The input must not be either, or it is cut off.
@@ -63,8 +101,8 @@ class ResidualPointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        pixels = x.permute(0, 2, 3, 1).reshape(-1, c)
-        y = torch.addmm(pixels, pixels, self.weight.view(c, c).T, alpha=self.scale)
+        identity = torch.eye(c, dtype=self.weight.dtype, device=self.weight.device)
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(-1, c), identity + self.scale * self.weight.view(c, c))
         return F.relu(y, inplace=True).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -126,17 +164,13 @@ class Layer(nn.Module):
             raise ValueError(
                 f"unknown kind of layer '{kind}': choose from dense, dense_dilated, pointwise, separable, separable_dilated"
             )
-        kernel_size = 3 if kind.startswith("dense") else 1
-        dilation = 2 if kind == "dense_dilated" else 1
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride if kind == "dense" else 1,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            bias=False,
-        )
+        self.conv: nn.Conv2d
+        if kind == "dense_dilated":
+            self.conv = DilatedConv2d(in_channels, out_channels, 3, dilation=2)
+        elif kind == "dense":
+            self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.norm = normalisation(norm, out_channels, norm_momentum)
         if activation not in ("relu", "silu"):
@@ -179,17 +213,27 @@ class Bottleneck(nn.Module):
         return self.expand(self.conv(self.reduce(x)), x)
 
 
+class MaxPoolReLU(nn.MaxPool2d):
+    """Max-pooling, then ReLU: equal to ReLU before it, with fewer pixels to do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x), inplace=True)
+
+
 class WhiteningConv2d(nn.Conv2d):
-    """A strided convolution whose filters are not trained but set once from images, followed by ReLU.
+    """A strided convolution whose filters are not trained but set once from images, followed by ReLU unless `relu` is false.
 
     The filters project each patch on the leading eigenvectors of the patches' covariance, scaled to unit variance, each with
     both signs, so that nothing is lost in the ReLU and no BatchNorm is needed (Page 2018, "How to train your ResNet";
     Jordan 2024, "94% on CIFAR-10 in 3.29 seconds"). Until `whiten` is called they are random.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0, relu: bool = True
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.weight.requires_grad_(False)
+        self.relu = relu
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
@@ -204,7 +248,8 @@ class WhiteningConv2d(nn.Conv2d):
         self.weight[: 2 * count].copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self._conv_forward(x, self.weight, self.bias), inplace=True)
+        x = self._conv_forward(x, self.weight, self.bias)
+        return F.relu(x, inplace=True) if self.relu else x
 
 
 class MeanMaxPool2d(nn.Module):
@@ -274,9 +319,12 @@ class Net(nn.Module):
         def rest(i: int) -> list[nn.Module]:
             return [layer(widths[i], widths[i], kind) for kind in kinds[i][1:]]
 
-        stem: list[nn.Module] = [WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride, stem_padding)]
-        if pools[0] > 1:
-            stem.append(nn.MaxPool2d(pools[0]))
+        is_pooled = pools[0] > 1
+        stem: list[nn.Module] = [
+            WhiteningConv2d(num_channels, widths[0], stem_kernel, stem_stride, stem_padding, relu=not is_pooled)
+        ]
+        if is_pooled:
+            stem.append(MaxPoolReLU(pools[0]))
         self.C1 = nn.Sequential(*stem, *rest(0))
         self.C2, self.C3, self.C4 = (
             nn.Sequential(layer(widths[i - 1], widths[i], kinds[i][0], pools[i], strides[i - 1]), *rest(i)) for i in (1, 2, 3)
@@ -353,10 +401,20 @@ class Model(Net):
             self.adapt(x[:512])
         device = self.mean.device.type
         fast = device == "cpu" and _cpu_has_bf16()
-        # Of uint8 pixels, which bf16 holds exactly, and bf16 constants the difference is bf16; of float ones it stays float.
-        mean, std = (self.mean.bfloat16(), self.std.bfloat16()) if fast else (self.mean, self.std)
         with torch.autocast(device, torch.bfloat16, enabled=fast):
-            return super().forward((x - mean) / std).float()
+            return super().forward(self.normalised(x, torch.bfloat16 if fast else torch.float32)).float()
+
+    def normalised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(x - mean) / std of `x` (N, num_channels, H, W), any dtype, in `dtype`.
+
+        bf16 holds uint8 pixels exactly, but not the floats of other scales, whose difference stays float32. The constants are
+        as large as an image and lie in memory as it does: over broadcast ones the same arithmetic takes seven times longer.
+        """
+        if x.dtype.is_floating_point:
+            dtype = torch.float32
+        x = x.to(dtype, copy=True)
+        mean, std = (torch.empty_like(x[:1]).copy_(constant) for constant in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
 
 
 def _cpu_has_bf16() -> bool:
