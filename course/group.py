@@ -109,7 +109,7 @@ class Add:
     """
 
     file: tyro.conf.Positional[Path]
-    """NAME,NUMBER or NAME,NUMBER,E-MAIL in each line, with or without headings. The number is submission.json's pennkey."""
+    """NAME,NUMBER or NAME,NUMBER,E-MAIL in each line, with or without headings; submission.json calls it number or pennkey."""
     store: Place = STORE
     """The store; made where it is missing."""
     tokens: Path | None = None

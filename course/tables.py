@@ -29,8 +29,8 @@ def students(entries: Sequence[Entry], rules: Assignment | None = None) -> list[
         if rules and rules.course:
             most = most_earned([each for each in entries if any(key == pennkey for _, key in each.contributors)], rules)
             points = {"points": most[1].points if most else None, "points_of_submission": most[0].id if most else None}
-        rows.append({"rank": ranks.get(entry.id), "name": name, "pennkey": pennkey, **points, **_facts(entry, names)})
-    return sorted(rows, key=lambda row: (row["rank"] or len(rows) + 1, row["name"], row["pennkey"]))
+        rows.append({"rank": ranks.get(entry.id), "name": name, "number": pennkey, **points, **_facts(entry, names)})
+    return sorted(rows, key=lambda row: (row["rank"] or len(rows) + 1, row["name"], row["number"]))
 
 
 def all_submissions(entries: Sequence[Entry], rules: Assignment | None = None) -> list[Facts]:
@@ -116,7 +116,7 @@ def as_csv(rows: Sequence[Facts]) -> str:
     """Comma-separated values, with the headings of the first row; what was not measured is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([cell(heading) for heading in rows[0]] if rows else ["rank", "name", "pennkey"])
+    writer.writerow([cell(heading) for heading in rows[0]] if rows else ["rank", "name", "number"])
     for row in rows:
         writer.writerow([cell(value) if isinstance(value, str) else value for value in row.values()])
     return buffer.getvalue()

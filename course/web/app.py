@@ -189,10 +189,10 @@ class Site:
 
     def add(self, person: Person, checked: Submission, arrived: float) -> int:
         """Queue a submission whose contributors are on the roster, the person among them. Raises InputError."""
-        numbers = [pennkey for _, pennkey in checked.contributors]
+        numbers = [number for _, number in checked.contributors]
         if person.number not in numbers:
             raise InputError(
-                f"your upload is not accepted: you are not among the contributors in submission.json, whose pennkeys are "
+                f"your upload is not accepted: you are not among the contributors in submission.json, whose numbers are "
                 f"{', '.join(numbers)}; yours is {person.number}"
             )
         if unknown := self.roster.unknown(numbers):

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from conftest import ROOT, assert_refused, run_main
-from course import formats
+from course import formats, points
 from course.store import Entry, Store
+from limits.assignments import Course
 from made_up import RESULT, run, submit, write_colours
 
 # It knows the colours of the first {right} classes, learns nothing, and so has the same accuracy in every order of the images.
@@ -295,13 +296,15 @@ def entry(state: str, **result: object) -> Entry:
 
 def test_the_points_of_constraints_add_up():
     three = [["a", "1", "2", True], ["b", "1", "2", None], ["c", "1", "2", False]]
-    found = formats.checks(entry("graded", constraints=three, runs=[run(3.0)]), formats.Points(70, 10))
+    found = points.checks(entry("graded", constraints=three, runs=[run(3.0)]), Course(points=70, constraint_points=10))
     assert [(check.verdict, check.points, check.max_points) for check in found[2:]] == [
         ("passed", 3.33, 3.33),
         ("unknown", 0, 3.34),
         ("failed", 0, 3.33),
     ]
-    failed = formats.checks(entry("failed", constraints=[], problem="cannot be traced", runs=[run(None)]), formats.Points(70, 10))
+    failed = points.checks(
+        entry("failed", constraints=[], problem="cannot be traced", runs=[run(None)]), Course(points=70, constraint_points=10)
+    )
     assert [(check.points, check.max_points) for check in failed] == [(0, 0), (0, 70), (0, 10)]
     assert failed[1].output == "not above 55%\nseed 0: "
     assert failed[2].output == "cannot be traced"
@@ -309,7 +312,7 @@ def test_the_points_of_constraints_add_up():
 
 def test_all_points_end_the_workflow_in_green():
     met = entry("graded", constraints=[["a", "1", "2", True]], runs=[run(3.0)])
-    assert formats.classroom(met, formats.Points(70, 30)) == (
+    assert formats.classroom(met, Course()) == (
         [
             "::notice title=Autograding complete::Points 100/100",
             '::notice title=Autograding report::{"totalPoints": 100.0, "maxPoints": 100.0}',
@@ -320,7 +323,7 @@ def test_all_points_end_the_workflow_in_green():
 
 def test_what_others_wrote_is_text_on_the_page(tmp_path):
     nasty = entry("failed", constraints=[["<script>", "<b>", "&", False]], runs=[run(None) | {"reason": "<img>"}])
-    assert not formats.codabench(nasty, formats.Points(1, 1), tmp_path)
+    assert not formats.codabench(nasty, Course(), tmp_path)
     page = (tmp_path / "detailed_results.html").read_text()
     assert not [tag for tag in ("<script", "<b>", "<img") if tag in page]
     assert "&lt;script&gt;" in page
