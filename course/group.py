@@ -90,8 +90,8 @@ class Copy:
             raise InputError("--to is the store that is to be copied: name another one")
         with Store(self.store, make=False) as source, Store(self.to) as target:
             counts = copy(source, target)
-            what = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            print(f"{what} copied from {source.database.name} to {target.database.name}")
+            what = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+            print(f"{what}, copied from {source.database.name} to {target.database.name}")
         return 0
 
 

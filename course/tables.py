@@ -137,7 +137,7 @@ def as_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], summary:
 class Board:
     """What `leaderboard` shows of `entries`: the ranking, or with `lists_all` every submission, in each format."""
 
-    def __init__(self, entries: Sequence[Entry], lists_all: bool, rules: Assignment | None) -> None:
+    def __init__(self, entries: Sequence[Entry], lists_all: bool, rules: Assignment | None = None) -> None:
         self.facts = all_submissions(entries, rules) if lists_all else students(entries, rules)
         rows = leaderboard.rank(in_time(entries, rules))
         headings, *self.cells = leaderboard.listed(entries) if lists_all else leaderboard.ranked(rows)

@@ -263,7 +263,7 @@ def test_what_is_too_large_is_refused(course):
 
 def test_a_mistake_of_the_server_shows_nothing_of_itself(course, monkeypatch, capsys):
     ada = course.browser("ada")
-    monkeypatch.setattr(progress, "waiting", lambda store: 1 / 0)
+    monkeypatch.setattr(progress, "waiting", lambda *_: 1 / 0)
     page = ada.get("/")
     assert page.status_code == 500 and "ZeroDivision" not in page.text
     assert page.headers["content-security-policy"] == guard.HEADERS["Content-Security-Policy"]
