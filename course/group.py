@@ -1,4 +1,4 @@
-"""Run a course's website, its roster and its exports: `./run.sh course COMMAND --help` lists the options."""
+"""Run a course's website, its roster, its exports and the copy of its store: `./run.sh course COMMAND --help` lists the options."""
 
 from __future__ import annotations
 

@@ -42,11 +42,14 @@ def contents(store: Store) -> list[list[tuple]]:
     ]
 
 
-def test_all_arrives_with_its_numbers(old: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_arrives_with_its_numbers(old: tuple[str, str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "ROWS", 3)  # so that there are several parts
     with Store(old[0]) as source, Store(place) as target:
         assert copying.copy(source, target) == {"people": 2, "sessions": 1, "submissions": 4}
         assert list(map(sorted, contents(target))) == list(map(sorted, contents(source)))
+        with Store(tmp_path / "back.sqlite") as back:
+            copying.copy(target, back)
+            assert list(map(sorted, contents(back))) == list(map(sorted, contents(source)))
         person = Roster(target).logged_in(old[1])
         assert person and person.number == "ada"
         assert target.add(submission("joe"))[0] == 5

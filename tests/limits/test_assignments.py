@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from networks import Good, changed, dense
 from torch import Tensor, nn
 
 from config import InputError
+from conftest import ROOT
 from learning.presets import PRESETS
 from limits import assignments
 from limits.assignments import Assignment, Course, load, parse
@@ -173,6 +175,14 @@ def test_the_course_of_a_file(tmp_path: Path) -> None:
     assert course == Course(deadline=EVENING, late_days=2, late_penalty=12.5, points=60)
     assert (course.constraint_points, course.visibility, course.repeats, course.top) == (30, "visible", 3, 10)
     assert load("c1c2c3c4o").course is None
+
+
+@pytest.mark.parametrize("page", ["limits.md", "grading.md"])
+def test_the_examples_of_the_pages_are_taken(tmp_path: Path, page: str) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert len(examples) == 1
+    (tmp_path / "mine.toml").write_text(examples[0])
+    assert load(str(tmp_path / "mine.toml")).num_constraints > 1
 
 
 def test_names_and_places(tmp_path: Path) -> None:
