@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 from browsing import Classroom, three, upload
 
-from conftest import assert_refused, run_main
+from conftest import ROOT, assert_refused, run_main
 from limits.assignments import parse
 from made_up import submission
 
@@ -100,3 +102,11 @@ def test_the_file_and_the_options_of_the_command(tmp_path: Path) -> None:
     rules.write_text("max_parameters = 5\n[course]\nlate_days = 2\n")
     assert_refused(run_main(*serve), "hw.toml: late_days count from the deadline, but deadline is missing")
     assert_refused(run_main("course", "serve", "--assignment", "hw5"), "unknown assignment 'hw5'")
+
+
+def test_the_website_does_without_torch() -> None:
+    code = (
+        "import sys, course.web.app, course.group\nfrom limits.assignments import load\nfrom course import terms\n"
+        "list(terms.terms(load('c1c2c3c4o-strict')))\nprint('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True).stdout == "False\n"

@@ -60,6 +60,12 @@ def change(folder, **fields):
     (folder / "submission.json").write_text(json.dumps({**JSON, **fields}))
 
 
+@pytest.mark.parametrize(("value", "number"), [("S-12 3", "s-12 3"), (12345678, "12345678")])
+def test_a_student_may_have_a_number(folder, value, number):
+    change(folder, contributors=[{"name": "Ada Lovelace", "number": value}])
+    assert submission.read(folder, strict=True).contributors == (("Ada Lovelace", number),)
+
+
 def test_a_good_one_is_read(folder):
     found = submission.read(folder, strict=True)
     assert set(found.files) == {"model.py", "config.py", "submission.json"}
