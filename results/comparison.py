@@ -13,7 +13,8 @@ from config import InputError
 from learning.history import History
 from learning.weights import load_checkpoint
 from results.canvas import data_uri, new_figure, png
-from results.report import GREY, render
+from results.figures import GREY
+from results.report import render
 from utils import write_atomically
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from config import InputError
 from learning.history import Evaluation, Observer, Training
-from results import report
+from results import figures
 from results.canvas import pixels
 from utils import demand_writable
 
@@ -105,7 +105,7 @@ class TensorBoardLog(Observer):
         classes = trainer.dataset.classes
         with self._faults_in_one_line():
             self._curves(trainer.history.evaluations[-1])
-            figure = cast("Figure", report.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes))
+            figure = cast("Figure", figures.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes))
             self.writer.add_image("confusion_matrix", pixels(figure), trainer.step, dataformats="HWC")
 
     def saving(self) -> None:
