@@ -63,7 +63,7 @@ class Train:
     report: bool = False
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
     author: str = ""
-    """Whose work it is, for the page, which is then written. `report RUN --author` adds it afterwards."""
+    """Name of the author, for the page, which this option writes too. `report RUN --author` adds it afterwards."""
     notes: Annotated[Path | None, NOTES] = None
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""

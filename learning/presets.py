@@ -39,7 +39,7 @@ _SHIFTED = replace(_MUON, ema_decay=0.99, shift=2, alternating_flip=True)
 # Digits (mnist-20k and mnist-8k) are shifted, scaled and rotated, never flipped, and no hole hides a stroke.
 _DIGITS = replace(_MUON, epochs=15, weight_decay=0.05, ema_decay=0.9975, augment=0.7, flip=False, dropout=False, images_per_draw=16)
 
-# A stem that looks at every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
+# A stem that sees every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
 _FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
 _DEEP = {
     "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
             statistics_images=500,
             whiten_images=500,
             val_images=1000,
-            eval_every=40,  # one look, at the end: an earlier one costs as much as two steps
+            eval_every=40,  # one evaluation, at the end: an earlier one costs as much as two steps
             early_exit_accuracy=0.55,
             early_exit_margin=0.01,
         ),

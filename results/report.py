@@ -111,7 +111,7 @@ def write_report(
         "curves": data_uri(curves),
         "curves_text": _describe_curves(history),
         "augmented": augmented and data_uri(augmented),
-        "augmented_text": "Training images as they are, and below each what augmentation makes of it before the network sees it.",
+        "augmented_text": "Training images, and below each its augmented versions, as the network receives them.",
         "confusion": data_uri(confusion),
         "confusion_text": _describe_confusion(test.labels, predictions, classes),
         "named": len(classes) <= MAX_NAMED_CLASSES,
