@@ -286,7 +286,7 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
     if rules.max_epochs and not config.steps and config.epochs > rules.max_epochs:
         print(
-            f"note: {config.epochs:g} epochs are to be trained, and the assignment {rules.name} allows {rules.max_epochs:g}",
+            f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} allows {rules.max_epochs:g}",
             file=sys.stderr,
         )
 

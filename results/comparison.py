@@ -201,7 +201,7 @@ def _describe(runs: Sequence[Run]) -> str:
     if not ends:
         return "No run has been evaluated on its validation images yet."
     return (
-        "Validation accuracy at the last look: "
+        "Validation accuracy at the last evaluation: "
         + "; ".join(
             f"{run.name} {last.val_accuracy:.2%} after {last.epoch:.4g} epochs and {run.seconds:,.1f} s" for last, run in ends
         )

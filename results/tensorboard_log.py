@@ -39,9 +39,9 @@ class TensorBoardLog(Observer):
     tag                     what                                                                   when
     ======================  =====================================================================  =======================
     batch/...               loss and accuracy of one batch, its learning rate                      every 10 steps
-    loss/..., accuracy/...  training (mean since the last look), validation                        each look
-    learning_rate           of the step before                                                     each look
-    weights/, gradients/    histogram of each parameter, and of its gradient in the step before    each look
+    loss/..., accuracy/...  training (mean since the last evaluation), validation                  each evaluation
+    learning_rate           of the step before                                                     each evaluation
+    weights/, gradients/    histogram of each parameter, and of its gradient in the step before    each evaluation
     confusion_matrix        of the validation images                                               each evaluation
     augmented_images        the first batch as the network is given it                             first step
     graph, hparams          the network; configuration of the run                                  start

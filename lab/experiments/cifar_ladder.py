@@ -1,4 +1,4 @@
-"""What do more layers, normalisation, dropout and a network made for the purpose bring, all with the same budget?"""
+"""How much do more layers, normalisation, dropout and a network made for the purpose gain with the same budget?"""
 
 from __future__ import annotations
 
