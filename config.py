@@ -74,7 +74,7 @@ class TrainConfig:
     dropout: bool = True
     """Whether augmentation cuts a hole into each image (coarse dropout)."""
     hole: int = 0
-    """Side of that hole in pixels, whatever the strength; 0 for a quarter of the image's side times the strength."""
+    """Side of the hole in pixels, independent of the strength; 0 for a quarter of the image's side times the strength."""
     images_per_draw: int = 1
     """Images of a batch that get the same random augmentation, 1 to 32; batch_size must be a multiple of it. Drawing the random
     numbers is nearly the whole cost: 16 images that share a draw take a tenth of the time (benchmarks/pipeline.py)."""
@@ -92,8 +92,8 @@ class TrainConfig:
     workers: int = 2
     """Worker processes that augment images; without augmentation none are started."""
     val_images: int = 5000
-    """Validation images, cut from the training split with the same class proportions. They guide the training; the test split is
-    only reported. 0 validates on the training images. A data set with a validation split of its own keeps that."""
+    """Validation images, cut from the training split with the same class proportions. They guide the training, the test split does
+    not. 0 validates on the training images. A data set with a validation split of its own keeps that."""
     eval_every: int = 0
     """Steps between two evaluations on the validation images; 0 for once an epoch."""
     patience: int = 0
@@ -102,11 +102,11 @@ class TrainConfig:
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs the loss of an image inversely to the number of training images of its class."""
     freeze: bool = False
-    """Train the last layer alone, on the features as they are: of trained weights (train --init)."""
+    """Train only the last layer, on the features of trained weights (train --init)."""
     early_exit_accuracy: float | None = None
     """Stop as soon as a pass over the whole test split shows more than this accuracy (0 to 1)."""
     early_exit_margin: float = 0.0
-    """How far above early_exit_accuracy the validation accuracy must be before that pass is made."""
+    """How far above early_exit_accuracy the validation accuracy must be before the test split is evaluated."""
     flat_loss: float = 0.0
     """Stop when the training loss, in nats, has moved by less than this over 20 evaluations in a row; 0 for never. It requires a
     constant learning rate: div_factor 1 and final_div_factor 1."""

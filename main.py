@@ -37,7 +37,7 @@ class Lab:
 
 @dataclasses.dataclass
 class Course:
-    """Run a course's website, its roster and its exports: `./run.sh course --help` lists the commands."""
+    """Run a course's website, its roster, its exports and the copy of its store: `./run.sh course --help` lists the commands."""
 
 
 COMMANDS = {

@@ -36,8 +36,8 @@ ASSIGNMENT = tyro.conf.arg(  # for an option of several commands
     help_behavior_hint="",
 )
 NOTES = tyro.conf.arg(  # likewise
-    help="File of Markdown with the author's own words for the page, which is then written. What stands under `## TITLE`, as under "
-    "`## Learning curves`, goes into that section of the page; other headings become sections of their own.",
+    help="Markdown file with the author's own words for the page, which this option writes too. Text under the title of a section, "
+    "such as `## Learning curves`, goes into that section; other headings become sections of their own.",
     help_behavior_hint="",
 )
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h

@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py --readme   # and puts the table into README.md and docs/accuracy.md
 
 Nothing is trained: a record is the run.json that `./run.sh train --preset NAME --dataset cifar10` leaves in its folder,
-copied to docs/records/NAME.json. The preset cifar100 is trained with `--dataset cifar100`; it has a row and no place in the plots.
+copied to docs/records/NAME.json, or with the preset's own data set instead. The plots show CIFAR-10 alone.
 How long fast85 and fast90 take to their targets, over seeds, is in NAME-seeds.json, which
 `./run.sh sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
 """
@@ -34,6 +34,7 @@ REFERENCES = (
     ("ResNet-20", 272_474, 0.9125, "He et al. 2016"),
     ("best of the course", 195_946, 0.8648, "the best found of many public solutions of the assignment"),
 )
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 COLOURS = {"fast85": "#56b4e9", "fast90": "#0072b2", "slim": "#009e73", "accurate": "#d55e00", "teacher": "#5f6368"}
 
 
@@ -45,11 +46,11 @@ class Results:
     """Put the table into README.md and docs/accuracy.md."""
 
     def run(self) -> int:
-        paths = {name: RECORDS / f"{name}.json" for name in (*COLOURS, "cifar100")}
+        paths = {name: RECORDS / f"{name}.json" for name in dict.fromkeys((*COLOURS, *PRESETS))}
         records = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
         if not records:
             raise InputError(f"there are no records in {RECORDS}: train a preset and copy its run.json there (--help says how)")
-        cifar10 = {name: record for name, record in records.items() if name in COLOURS}
+        cifar10 = {name: record for name, record in records.items() if record["card"]["dataset"] == "cifar10" and name in COLOURS}
         plot_parameters(cifar10, ROOT / "docs" / "accuracy.png")
         plot_learning(cifar10, ROOT / "docs" / "learning.png")
         text = table(records)
@@ -75,21 +76,20 @@ def table(records: dict[str, dict[str, Any]]) -> str:
             f"{card['test_accuracy']:.2%}",
         )
         rows.append(f"| {' | '.join(cells)} |")
-    notes = [
-        f"CIFAR-10{' (`cifar100`: CIFAR-100)' if 'cifar100' in records else ''}, seed {record['config']['seed']}, the whole "
-        "pipeline included; the time is that of training and validation."
-    ]
-    on_machine: dict[str, list[str]] = {}
+    notes = ["The whole pipeline is included. The time covers training and validation."]
+    alike: dict[str, list[str]] = {}
     for name, record in records.items():
-        on_machine.setdefault(machine(record["card"]), []).append(f"`{name}`")
-    notes += [f"{', '.join(names)}: {where}." for where, names in on_machine.items()]
+        card = record["card"]
+        what = f"{DATASETS.get(card['dataset'], card['dataset'])}, seed {record['config']['seed']}, on {machine(card)}"
+        alike.setdefault(what, []).append(f"`{name}`")
+    notes += [f"{', '.join(names)}: {what}." for what, names in alike.items()]
     for name in records:
         path = RECORDS / f"{name}-seeds.json"
         if path.exists():
             seeds = json.loads(path.read_text())
             command = seeds["command"].replace("python main.py", "./run.sh")  # as older records say it
             notes.append(
-                f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each a "
+                f"`{name}` to more than {seeds['target']:.0%} on the whole test split, {len(seeds['runs'])} seeds, each in a "
                 f"fresh process: median {seeds['median_seconds']:.0f} s ({seeds['min_seconds']:.0f} to "
                 f"{seeds['max_seconds']:.0f}), {seeds['misses']} missed: `{command}`. {machine(seeds)}."
             )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Summary:
     """Print the torchinfo table of a preset's network, its receptive field layer by layer, and the table of its constraints.
 
-    Exit status: 0 all constraints are satisfied, 1 any fails, 2 bad input.
+    Exit status: 0 if all constraints are satisfied, 1 if any fails, 2 for bad input.
     """
 
     preset: Annotated[str | None, STATED] = None
@@ -53,15 +53,15 @@ class Summary:
 class Check:
     """Print the torchinfo table, the receptive field and the constraints of any network. This runs the code of its file.
 
-    Exit status: 0 all constraints are satisfied, 1 any fails, 3 none fails but one is unknown, 2 bad input.
+    Exit status: 0 if all constraints are satisfied, 1 if any fails, 3 if none fails but one is unknown, 2 for bad input.
     """
 
     network: tyro.conf.Positional[str]
     """FILE.py:CLASS, NOTEBOOK.ipynb:CLASS or MODULE:CLASS; it is built as CLASS(num_channels=3, num_classes=10), or with the
     assignment's numbers."""
     blocks: str = ""
-    """Names of the modules that are the blocks, where they are not called as in the assignment (C1, C2, C3, C4, O) and not found by
-    themselves: layer1,layer2,layer3,layer4, and optionally a fifth, the output block."""
+    """Names of the blocks' modules, if they differ from the assignment's (C1, C2, C3, C4, O) and are not found automatically:
+    layer1,layer2,layer3,layer4, and optionally a fifth, the output block."""
     assignment: Annotated[str, ASSIGNMENT] = ""
 
     def run(self) -> int:

@@ -63,7 +63,7 @@ class Train:
     report: bool = False
     """Also write a page with curves, confusion matrix and mistakes to that folder."""
     author: str = ""
-    """Whose work it is, for the page, which is then written. `report RUN --author` adds it afterwards."""
+    """Name of the author, for the page, which this option writes too. `report RUN --author` adds it afterwards."""
     notes: Annotated[Path | None, NOTES] = None
     tensorboard: bool = False
     """Log curves, graph, histograms, images, confusion matrix and hyper-parameters to tensorboard/ in that folder."""
@@ -286,7 +286,7 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
     if rules.max_epochs and not config.steps and config.epochs > rules.max_epochs:
         print(
-            f"note: {config.epochs:g} epochs are to be trained, and the assignment {rules.name} allows {rules.max_epochs:g}",
+            f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} allows {rules.max_epochs:g}",
             file=sys.stderr,
         )
 

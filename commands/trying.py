@@ -116,7 +116,7 @@ class Candidates:
         began = time.monotonic()
         ends = began + share * (ends - began)
         data = {"classes": list(self.whole.classes), "images": len(self.whole.train.labels), "size": list(self.whole.image_size)}
-        limits = self.rules.model_dump(mode="json", exclude={"name", "about", "preset", "dataset"})
+        limits = self.rules.model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
         study = open_study(place, {"data": data, "limits": limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
         if there := len(results(study)):
             print(f"note: going on with a study in which {there} networks have been tried", file=sys.stderr)

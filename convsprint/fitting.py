@@ -93,7 +93,9 @@ def fit(
             try:
                 about |= own.card(f"{inspect.getfile(type(model))}:{name}")
             except (TypeError, OSError) as error:  # a class of an interactive session
-                raise InputError(f"{name} is in no file: its weights could never be loaded again; write it to one") from error
+                raise InputError(
+                    f"{name} is not defined in a file, so its weights could not be loaded again: move it to a file"
+                ) from error
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         folder, observers = Path(out) if out else None, list[Observer]()
         if folder:

@@ -81,8 +81,8 @@ class Grade:
     """Folder that holds the data sets; missing public ones are downloaded to it."""
     timeout: Annotated[float | None, STATED] = None
     """Time limit in seconds for training; the same limit applies to set-up (default: the assignment's, or 360)."""
-    repeats: int = 3
-    """Runs of each submission, each with its own seed."""
+    repeats: Annotated[int | None, STATED] = None
+    """Runs of each submission, each with its own seed (default: the assignment's, or 3)."""
     seed: int = 0
     """Seed of the first run; the others follow it."""
     jobs: int = 1
@@ -99,11 +99,13 @@ class Grade:
     """bwrap (bubblewrap), unshare (util-linux), none (limits only); auto takes the first of them that works here."""
 
     def run(self) -> int:
-        from limits.assignments import default, load
+        from limits.assignments import Course, default, load
 
         rules = load(self.assignment) if self.assignment else default()
+        course = (self.assignment and rules.course) or Course()
+        repeats = course.repeats if self.repeats is None else self.repeats
         timeout = self.timeout if self.timeout is not None else (rules.seconds if self.assignment else None) or LIMIT
-        if not timeout > 0 or self.repeats < 1 or self.jobs < 1:
+        if not timeout > 0 or repeats < 1 or self.jobs < 1:
             raise InputError("--timeout must be above 0, --repeats and --jobs 1 or more")
         if self.seed < 0 or self.threads < 0 or self.memory < 0:
             raise InputError("--seed, --threads and --memory must be 0 or more")
@@ -119,10 +121,10 @@ class Grade:
         Store(self.store, make=False).close()  # says what is wrong with it before anything slow is done
         with alone():
             remove_leftovers()
-            self.grade(rules, timeout)
+            self.grade(rules, timeout, repeats)
         return 0
 
-    def grade(self, rules: Assignment, timeout: float) -> None:
+    def grade(self, rules: Assignment, timeout: float, repeats: int) -> None:
         """Grade by these rules, with this machine to itself."""
         from course import sandbox
 
@@ -175,7 +177,7 @@ class Grade:
         if self.assignment:
             settings |= {"assignment": rules.name, "target": target}
         graders = [
-            Grader(self.store, exam, Rules(self.repeats, self.seed, self.count_init), settings, line) for line in range(self.jobs)
+            Grader(self.store, exam, Rules(repeats, self.seed, self.count_init), settings, line) for line in range(self.jobs)
         ]
         if self.jobs > 1:
             work_side_by_side(graders, self.watch)
@@ -191,7 +193,10 @@ class Grade:
 
 @dataclasses.dataclass
 class Leaderboard:
-    """Print the best score of every contributor, the fastest first; with --assignment of what was graded with it alone."""
+    """Print the best score of every contributor, the fastest first; with --assignment of what was graded with it alone.
+
+    The deadline of an assignment closes its board, and its points are in csv, json and the feedback.
+    """
 
     store: Place = STORE
     """The store that submit and grade wrote."""
@@ -229,17 +234,22 @@ class Leaderboard:
             entries = store.entries()
         if rules:
             entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
-        self.show_board(entries)
+        self.show_board(entries, rules)
         return 0
 
-    def show_board(self, entries: list[Entry]) -> None:
+    def show_board(self, entries: list[Entry], rules: Assignment | None) -> None:
         """Print and write what is asked for."""
         from course.feedback import write_feedback
+        from course.points import in_time
         from course.tables import Board
         from utils import write_atomically
 
-        board = Board(entries, self.all)
+        board = Board(entries, self.all, rules)
         text, _ = board.formats[self.format]
+        graded = [entry for entry in entries if entry.state == "graded"]
+        if late := len(graded) - len(in_time(graded, rules)):
+            are = "submission is" if late == 1 else "submissions are"
+            print(f"note: {late} graded {are} after the deadline and without a place", file=sys.stderr)
         if not self.out:
             print(text(), end="")
         # What is printed for another program stays free of other lines.
@@ -250,7 +260,7 @@ class Leaderboard:
                 write_atomically(path, text().encode())
                 print(f"{count} row{'' if count == 1 else 's'} written to {path}", file=told)
         if self.feedback:
-            count = write_feedback(self.feedback, entries)
+            count = write_feedback(self.feedback, entries, rules)
             print(f"{count} file{'' if count == 1 else 's'} written to {self.feedback}", file=told)
 
 

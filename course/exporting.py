@@ -17,7 +17,7 @@ from config import InputError
 from utils import ASSIGNMENT, ROOT, STATED
 
 if TYPE_CHECKING:
-    from limits.assignments import Assignment
+    from limits.assignments import Assignment, Course
 
 LIMIT = 360.0  # seconds, as of `grade`
 # What grades, and what students may use: the folders and files of this project that go along.
@@ -37,6 +37,7 @@ KINDS = (".py", ".sh", ".toml", ".txt", ".jinja", ".yaml", ".md", "")  # of file
 SET_UP = 900.0  # seconds around the trainings, for installing and starting
 EXECUTABLE = ("setup.sh", "run_autograder", "score.sh")
 IMAGE = "python:3.12"
+TIME = "%Y-%m-%d %H:%M:%S"  # in competition.yaml, in UTC
 
 
 @dataclasses.dataclass
@@ -57,41 +58,48 @@ class Export:
     downloaded where it runs."""
     timeout: Annotated[float | None, STATED] = None
     """Time limit in seconds for training; the same limit applies to set-up (default: the assignment's, or 360)."""
-    repeats: int = 3
-    """Runs of each submission, each with its own seed; the score is their median."""
+    repeats: Annotated[int | None, STATED] = None
+    """Runs of each submission, each with its own seed; the score is their median (default: the assignment's, or 3)."""
     count_init: bool = False
     """Add the time before the clock to the score: imports, Model.__init__ and optimizer_factory."""
     threads: int = 0
     """Number of threads for torch, unless a submission sets another; 0 uses torch's default (one per core)."""
-    points: float = 70.0
-    """Points for reaching the target accuracy within the limit (gradescope, classroom)."""
-    constraint_points: float = 30.0
-    """Points for meeting all constraints, each of which earns an equal part (gradescope, classroom)."""
-    visibility: Literal["visible", "after_due_date", "after_published", "hidden"] = "visible"
-    """When students see the tests and their points (gradescope)."""
+    points: Annotated[float | None, STATED] = None
+    """Points for reaching the target accuracy within the limit (gradescope, classroom; default: the assignment's, or 70)."""
+    constraint_points: Annotated[float | None, STATED] = None
+    """Points for meeting all constraints, each of which earns an equal part (gradescope, classroom; default: the assignment's, or
+    30)."""
+    visibility: Annotated[Literal["visible", "after_due_date", "after_published", "hidden"] | None, STATED] = None
+    """When students see the tests and their points (gradescope; default: the assignment's, or visible)."""
     docker_image: str = IMAGE
     """The image to grade in, with Python 3.10 or newer; the bundle has a Dockerfile for one with all packages (codabench)."""
 
     def run(self) -> int:
-        from limits.assignments import default, load
+        from limits.assignments import Course, default, load
         from utils import write_atomically
 
         rules = load(self.assignment) if self.assignment else default()
         timeout = self.timeout if self.timeout is not None else (rules.seconds if self.assignment else None) or LIMIT
-        if not timeout > 0 or self.repeats < 1 or self.threads < 0:
+        named = ("repeats", "points", "constraint_points", "visibility")
+        given = {name: value for name in named if (value := getattr(self, name)) is not None}
+        # Not checked again by pydantic: its messages are about a file.
+        usual = Course() if rules.num_constraints else Course(constraint_points=0)
+        course = ((self.assignment and rules.course) or usual).model_copy(update=given)
+        if not timeout > 0 or course.repeats < 1 or self.threads < 0:
             raise InputError("--timeout must be above 0, --repeats 1 or more, --threads 0 or more")
-        if not (self.points >= 0 and self.constraint_points >= 0 and 0 < self.points + self.constraint_points < 1e6):
+        if not (course.points >= 0 and course.constraint_points >= 0 and 0 < course.points + course.constraint_points < 1e6):
             raise InputError("--points and --constraint-points must be 0 or more, and one of them above 0")
         if self.out.suffix != ".zip":
             raise InputError(f"--out is {self.out}: it must end in .zip")
-        packed = self.pack(rules, timeout)
+        packed = self.pack(rules, course, timeout)
         write_atomically(self.out, packed)
         print(f"{len(packed) / 1e6:.1f} MB written to {self.out}: {NEXT[self.system]}")
         return 0
 
-    def pack(self, rules: Assignment, timeout: float) -> bytes:
+    def pack(self, rules: Assignment, course: Course, timeout: float) -> bytes:
         """The zip file."""
         from course.harness import TARGET
+        from course.terms import demands
 
         name, data = self.data(rules)
         target = (self.assignment and rules.target_accuracy) or TARGET
@@ -100,25 +108,27 @@ class Export:
                 "assignment": rules.name if self.assignment else "",
                 "dataset": name,
                 "timeout": timeout,
-                "repeats": self.repeats,
+                "repeats": course.repeats,
                 "count_init": self.count_init,
                 "threads": self.threads,
             },
             "target": target,
-            "points": {"target": self.points, "constraints": self.constraint_points},
-            "visibility": self.visibility,
+            "course": course.model_dump(include={"points", "constraint_points", "visibility"}),  # the system has its own deadline
         }
-        seconds = self.repeats * (2 * timeout + 60) + SET_UP
+        now = datetime.datetime.now(datetime.timezone.utc)
+        end = course.deadline and course.deadline.astimezone(datetime.timezone.utc)
+        seconds = course.repeats * (2 * timeout + 60) + SET_UP
         about: dict[str, Any] = {
             "title": rules.name if self.assignment else "A compact CNN",
             "about": rules.about if self.assignment else "",
             "target": f"{100 * target:.4g}%",
             "timeout": f"{timeout:g}",
-            "repeats": self.repeats,
+            "repeats": course.repeats,
             "has_data": data is not None,
             "dataset": name,
             "docker_image": self.docker_image,
-            "start": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
+            "start": f"{now:{TIME}}",
+            "end": f"{end:{TIME}}" if end and end > now else "",
             "time_limit": round(seconds / 60) if self.system == "classroom" else round(seconds),
             "demands": demands(rules),
         }
@@ -196,15 +206,6 @@ def assignment_file(name: str) -> Path:
     from limits.assignments import FOLDER, names
 
     return FOLDER / f"{name}.toml" if name in names() else Path(name)
-
-
-def demands(rules: Assignment) -> list[str]:
-    """What an assignment demands of a network, a line each as its file says it."""
-    from limits.assignments import Demands
-
-    named = {*Demands.model_fields, "blocks", "layers_per_block"}
-    shown = rules.model_dump(include=named, exclude_defaults=True, mode="json")
-    return [f"{name}: {json.dumps(value)}" for name, value in shown.items()]
 
 
 def logo(text: str) -> bytes:

@@ -9,28 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from config import InputError
-from course.leaderboard import rank, seconds, target_of, when
+from course.leaderboard import processor, rank, seconds, target_of, when
+from course.points import Earned, earned_under, in_time, most_earned
 from course.store import Entry
 from course.tables import standing
 from course.templating import render
 from course.text import markdown
+from limits.assignments import Assignment
 from utils import write_atomically
 
 HARNESS = "`.venv/bin/python course/harness.py FOLDER`"
 CHECK = "`./run.sh check FOLDER/model.py:Model`"
 
 
-def write_feedback(folder: Path, entries: Sequence[Entry]) -> int:
-    """Write PENNKEY.md for everybody who has submitted; returns how many. Raises InputError where `folder` cannot be made."""
+def write_feedback(folder: Path, entries: Sequence[Entry], rules: Assignment | None = None) -> int:
+    """Write PENNKEY.md for everybody who has submitted, with the points that `rules` give; returns how many files.
+
+    Raises InputError where `folder` cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
-    ranks = {row.submission: row.rank for row in rank(entries)}
-    students = standing(entries)
+    ranks = {row.submission: row.rank for row in rank(in_time(entries, rules))}
+    students = standing(entries, rules)
     for (name, pennkey), entry in students.items():
-        others = [each for each in entries if each is not entry and any(key == pennkey for _, key in each.contributors)]
-        text = feedback(entry, name, ranks.get(entry.id), len(ranks), others)
+        theirs = [each for each in entries if any(key == pennkey for _, key in each.contributors)]
+        others = [each for each in theirs if each is not entry]
+        most = most_earned(theirs, rules)
+        better = f"#{most[0].id} earns more: {most[1].text}" if most and most[0] is not entry else ""
+        text = feedback(entry, name, ranks.get(entry.id), len(ranks), others, earned_under(entry, rules), better)
         write_atomically(folder / f"{file_stem(pennkey)}.md", text.encode())
     return len(students)
 
@@ -42,8 +50,19 @@ def file_stem(pennkey: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", pennkey)[:40].strip("-") + "." + hashlib.sha256(pennkey.encode()).hexdigest()[:12]
 
 
-def feedback(entry: Entry, name: str = "", place: int | None = None, places: int = 0, others: Sequence[Entry] = ()) -> str:
-    """The feedback on `entry` as Markdown, for the student `name` at `place` of `places`; `others` are listed at its end."""
+def feedback(
+    entry: Entry,
+    name: str = "",
+    place: int | None = None,
+    places: int = 0,
+    others: Sequence[Entry] = (),
+    points: Earned | None = None,
+    better: str = "",
+) -> str:
+    """The feedback on `entry` as Markdown, for the student `name` at `place` of `places`; `others` are listed at its end.
+
+    `points` are its own; `better` says which of the others earns more.
+    """
     result = entry.result
     return render(
         "feedback.md.jinja",
@@ -51,9 +70,12 @@ def feedback(entry: Entry, name: str = "", place: int | None = None, places: int
         name=name,
         place=place,
         places=places,
+        points=points.text if points else "",
+        better=better,
         target=f"{100 * target_of(entry):.4g}%",
         submitted=when(entry.submitted),
         runs=[_run(run, result.get("count_init", False)) for run in result.get("runs", ())],
+        hardware=processor(entry) if "hardware" in result else "",
         constraints=[
             (constraint, value, limit, "unknown" if passed is None else "met" if passed else "**not met**")
             for constraint, value, limit, passed in result.get("constraints", ())

@@ -1,4 +1,4 @@
-"""Run a course's website, say who may use it, and export the grader: `./run.sh course COMMAND --help` lists the options."""
+"""Run a course's website, its roster, its exports and the copy of its store: `./run.sh course COMMAND --help` lists the options."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import datetime
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, Any, TextIO
 
 import tyro
 
 from config import InputError
 from course.commands import STORE, Place
 from course.exporting import Export
+from utils import ASSIGNMENT, STATED
 
 
 @dataclasses.dataclass
@@ -33,29 +34,65 @@ class Serve:
     """Port to listen on; 0 takes any free one, which is printed."""
     origin: str = ""
     """https://NAME as browsers know this website, where a proxy with TLS stands before it. The proxy must set X-Forwarded-For."""
-    deadline: str = ""
-    """When uploads end and the board closes, as 2026-12-01T18:00+01:00 (default: never); this machine's time without an offset."""
-    top: int = 10
-    """Number of places that everybody sees on the board; 0 shows students their own place only."""
+    assignment: Annotated[str, ASSIGNMENT] = ""
+    deadline: Annotated[str, STATED] = ""
+    """When the board closes and uploads end or are late, as 2026-12-01T18:00+01:00 (default: the assignment's, or never); this
+    machine's time without an offset."""
+    top: Annotated[int | None, STATED] = None
+    """Places that everybody sees on the board; 0 shows students their own place only (default: the assignment's, or 10)."""
     strict: bool = False
     """Refuse uploads for missing annotations and docstrings, as submit does."""
 
     def run(self) -> int:
-        if self.top < 0:
+        from limits.assignments import Course, load
+
+        if self.top is not None and self.top < 0:
             raise InputError("--top must be 0 or more")
-        deadline = None
+        given: dict[str, Any] = {} if self.top is None else {"top": self.top}
         if self.deadline:
             try:
-                deadline = datetime.datetime.fromisoformat(self.deadline).timestamp()
+                given["deadline"] = datetime.datetime.fromisoformat(self.deadline).astimezone()
             except (ValueError, OverflowError):
                 raise InputError(f"--deadline is {self.deadline}: write it as 2026-12-01T18:00+01:00") from None
+        rules = load(self.assignment) if self.assignment else None
+        course = ((rules and rules.course) or Course()).model_copy(update=given)
+        if course.visibility == "after_due_date" and course.deadline is None:
+            raise InputError(f"{self.assignment} shows results after the deadline, but has none: name it there or with --deadline")
+        if rules and rules.course:
+            rules = rules.model_copy(update={"course": course})
         try:
             from course.web import serving
         except ModuleNotFoundError as error:
             raise InputError(
                 f"course serve needs {error.name}: .venv/bin/python -m pip install -r requirements-serve.txt"
             ) from None
-        return serving.serve(self.store, self.host, self.port, self.origin, deadline, self.top, self.strict)
+        return serving.serve(self.store, self.host, self.port, self.origin, course, rules, self.strict)
+
+
+@dataclasses.dataclass
+class Copy:
+    """Copy a store into an empty one: submissions, scores, roster and logins, with their numbers. All of it arrives, or nothing.
+
+    So a course that has outgrown its SQLite file goes on in PostgreSQL. End `grade` and `course serve` first; the old store stays
+    as it is.
+    """
+
+    to: Place
+    """The store to copy to; made where it is missing."""
+    store: Place = STORE
+    """The store to copy."""
+
+    def run(self) -> int:
+        from course.copying import copy
+        from course.store import Store
+
+        if self.to == self.store:
+            raise InputError("--to is the store that is to be copied: name another one")
+        with Store(self.store, make=False) as source, Store(self.to) as target:
+            counts = copy(source, target)
+            what = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+            print(f"{what}, copied from {source.database.name} to {target.database.name}")
+        return 0
 
 
 @dataclasses.dataclass
@@ -72,7 +109,7 @@ class Add:
     """
 
     file: tyro.conf.Positional[Path]
-    """NAME,NUMBER or NAME,NUMBER,E-MAIL in each line, with or without headings. The number is submission.json's pennkey."""
+    """NAME,NUMBER or NAME,NUMBER,E-MAIL in each line, with or without headings; submission.json calls it number or pennkey."""
     store: Place = STORE
     """The store; made where it is missing."""
     tokens: Path | None = None
@@ -159,5 +196,5 @@ class List:
         return 0
 
 
-COMMANDS = {"serve": Serve, "roster": Roster, "export": Export}
+COMMANDS = {"serve": Serve, "roster": Roster, "export": Export, "copy": Copy}
 ROSTER = {"add": Add, "teacher": Teacher, "remove": Remove, "list": List}

@@ -26,6 +26,7 @@ from course import sandbox
 from course.commands import Grade
 from course.store import Entry, Store
 from course.submission import FILES, read
+from limits.assignments import Course
 from utils import ROOT, write_atomically
 
 PR_SET_DUMPABLE = 4
@@ -109,21 +110,21 @@ def _run(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         return 0
     from course import formats
 
-    points = formats.Points(**settings["points"])
+    course = Course(**settings["course"])
     started = time.monotonic()
     entry = grade_folder(given.folder.resolve(), options, settings["target"])
     took = time.monotonic() - started
     if given.format == "gradescope":
-        results = formats.gradescope(entry, points, settings["visibility"], took)
+        results = formats.gradescope(entry, course, took)
         write_atomically(given.output, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
         return 0
     if given.format == "codabench":
-        if formats.codabench(entry, points, given.output):
+        if formats.codabench(entry, course, given.output):
             return 0
         print(f"error: {entry.reason}", file=sys.stderr)
         return 1
     with open(given.output, "a") as file:
-        file.write(formats.feedback(entry))
-    commands, has_all = formats.classroom(entry, points)
+        file.write(formats.feedback(entry, points=formats.earned(entry, course)))
+    commands, has_all = formats.classroom(entry, course)
     print(*commands, sep="\n")
     return int(not has_all)

@@ -27,8 +27,8 @@ class Waiting:
     """Its place in the queue, or how far it is."""
 
 
-def waiting(store: Store) -> list[Waiting]:
-    """The running submissions, then the queued ones, the next to be graded first."""
+def waiting(store: Store, tells_progress: bool = True) -> list[Waiting]:
+    """The running submissions, then the queued ones, the next to be graded first; progress contains accuracies."""
     fields = (column.id, column.state, column.pennkeys, column.started, column.progress)
     active = select(*fields).where(column.state.in_(("running", "queued"))).order_by(column.crashes, column.id)
     rows = store.read(lambda connection: connection.execute(active).all())
@@ -37,7 +37,7 @@ def waiting(store: Store) -> list[Waiting]:
     found = []
     for row in running:
         since = datetime.datetime.fromtimestamp(row.started, datetime.timezone.utc).strftime("%H:%M:%S")
-        progress = f": {printable(row.progress)}" if row.progress else ""
+        progress = f": {printable(row.progress)}" if row.progress and tells_progress else ""
         found.append(Waiting(row.id, tuple(json.loads(row.pennkeys)), f"being graded since {since} UTC{progress}"))
     for place, row in enumerate(queued, 1):
         found.append(Waiting(row.id, tuple(json.loads(row.pennkeys)), f"place {place} of {len(queued)} in the queue"))

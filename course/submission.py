@@ -50,6 +50,8 @@ PLACEHOLDERS = {
     "penn key",
     "pennkey1",
     "pennkey2",
+    "number",
+    "student number",
     "id",
     "assignment",
     "assignment name",
@@ -75,7 +77,7 @@ class Submission:
     """Name -> content of FILES."""
     assignment: str
     contributors: tuple[tuple[str, str], ...]
-    """(name, pennkey) of each, pennkeys in lower case."""
+    """(name, pennkey or number) of each, these in lower case."""
     sources: tuple[str, ...]
     warnings: tuple[str, ...]
     """What is wrong with it without preventing that it is graded."""
@@ -199,15 +201,15 @@ def _check_json(data: bytes) -> tuple[str, tuple[tuple[str, str], ...], tuple[st
         raise InputError(f"submission.json has no {' and no '.join(missing)}")
     people = value["contributors"]
     if not isinstance(people, list) or not people or not all(isinstance(person, dict) for person in people):
-        raise InputError("contributors in submission.json must be a list of objects with name and pennkey, at least one")
+        raise InputError("contributors in submission.json must be a list of objects with name and pennkey or number, at least one")
     if len(people) > MAX_PEOPLE:
         raise InputError(f"contributors in submission.json are {len(people):,}; {MAX_PEOPLE} is the most")
     contributors = tuple(
-        (_text(person.get("name"), f"name of contributor {i}"), _text(person.get("pennkey"), f"pennkey of contributor {i}").lower())
+        (_text(person.get("name"), f"name of contributor {i}"), _number(person, f"contributor {i}"))
         for i, person in enumerate(people, 1)
     )
-    if len({pennkey for _, pennkey in contributors}) < len(contributors):
-        raise InputError("contributors in submission.json has the same pennkey twice")
+    if len({number for _, number in contributors}) < len(contributors):
+        raise InputError("contributors in submission.json has the same pennkey or number twice")
     sources = value["sources"]
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not 0 < len(sources) <= MAX_SOURCES:
@@ -217,6 +219,17 @@ def _check_json(data: bytes) -> tuple[str, tuple[tuple[str, str], ...], tuple[st
         contributors,
         tuple(_text(source, "each of the sources", 2000) for source in sources),
     )
+
+
+def _number(person: dict[str, Any], who: str) -> str:
+    """By which a course knows a student: one course calls it pennkey, others number."""
+    if "pennkey" in person and "number" in person:
+        raise InputError(f"{who} in submission.json has a pennkey and a number: leave one out")
+    key = "number" if "number" in person else "pennkey"
+    value = person.get(key)
+    if value is None:
+        raise InputError(f"{who} in submission.json has no pennkey and no number")
+    return _text(str(value) if type(value) is int else value, f"{key} of {who}").lower()
 
 
 def _text(value: Any, what: str, longest: int = MAX_TEXT) -> str:

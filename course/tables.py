@@ -8,43 +8,62 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from course import leaderboard
+from course.points import days_late, earned_under, in_time, most_earned
 from course.store import Entry
 from course.text import cell, markdown
+from limits.assignments import Assignment
 
 Facts = dict[str, str | float | None]
 
 
-def students(entries: Sequence[Entry]) -> list[Facts]:
-    """A row for everybody who has submitted: their best graded submission, or else their latest. The ranked come first."""
-    ranks = {row.submission: row.rank for row in leaderboard.rank(entries)}
+def students(entries: Sequence[Entry], rules: Assignment | None = None) -> list[Facts]:
+    """A row for everybody who has submitted: the submission that counts, see `standing`. The ranked come first.
+
+    Where `rules` give points, also the most that any of their submissions earns.
+    """
+    ranks = {row.submission: row.rank for row in leaderboard.rank(in_time(entries, rules))}
     names = _constraint_names(entries)
     rows = []
-    for (name, pennkey), entry in standing(entries).items():
-        rows.append({"rank": ranks.get(entry.id), "name": name, "pennkey": pennkey, **_facts(entry, names)})
-    return sorted(rows, key=lambda row: (row["rank"] or len(rows) + 1, row["name"], row["pennkey"]))
+    for (name, pennkey), entry in standing(entries, rules).items():
+        points: Facts = {}
+        if rules and rules.course:
+            most = most_earned([each for each in entries if any(key == pennkey for _, key in each.contributors)], rules)
+            points = {"points": most[1].points if most else None, "points_of_submission": most[0].id if most else None}
+        rows.append({"rank": ranks.get(entry.id), "name": name, "number": pennkey, **points, **_facts(entry, names)})
+    return sorted(rows, key=lambda row: (row["rank"] or len(rows) + 1, row["name"], row["number"]))
 
 
-def all_submissions(entries: Sequence[Entry]) -> list[Facts]:
-    """A row for every submission, in the order of their numbers."""
+def all_submissions(entries: Sequence[Entry], rules: Assignment | None = None) -> list[Facts]:
+    """A row for every submission, in the order of their numbers; with its points, where `rules` give some."""
     names = _constraint_names(entries)
-    return [{"contributors": entry.names, **_facts(entry, names)} for entry in entries]
+    rows = []
+    for entry in entries:
+        points: Facts = {}
+        if rules and rules.course:
+            found = earned_under(entry, rules)
+            points = {"points": found.points if found else None, "days_late": days_late(entry.submitted, rules.course)}
+        rows.append({"contributors": entry.names, **points, **_facts(entry, names)})
+    return rows
 
 
-def standing(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
-    """(name, pennkey) of everybody -> the submission that counts: the best graded one, else the latest that is not cancelled."""
+def standing(entries: Sequence[Entry], rules: Assignment | None = None) -> dict[tuple[str, str], Entry]:
+    """(name, pennkey) of everybody -> the submission that counts: the best graded one, else the latest that is not cancelled.
+
+    One that was submitted after the deadline of `rules` counts only where none was graded in time.
+    """
     theirs: dict[str, list[Entry]] = {}
     names: dict[str, str] = {}
     for entry in entries:
         for name, pennkey in entry.contributors:
             theirs.setdefault(pennkey, []).append(entry)
             names[pennkey] = name
-    return {(names[pennkey], pennkey): _counts(each) for pennkey, each in theirs.items()}
+    return {(names[pennkey], pennkey): _counts(each, rules) for pennkey, each in theirs.items()}
 
 
-def _counts(entries: list[Entry]) -> Entry:
+def _counts(entries: list[Entry], rules: Assignment | None) -> Entry:
     graded = [entry for entry in entries if entry.state == "graded"]
     if graded:
-        return min(graded, key=leaderboard.order)
+        return min(in_time(graded, rules) or graded, key=leaderboard.order)
     return ([entry for entry in entries if entry.state != "cancelled"] or entries)[-1]
 
 
@@ -97,7 +116,7 @@ def as_csv(rows: Sequence[Facts]) -> str:
     """Comma-separated values, with the headings of the first row; what was not measured is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([cell(heading) for heading in rows[0]] if rows else ["rank", "name", "pennkey"])
+    writer.writerow([cell(heading) for heading in rows[0]] if rows else ["rank", "name", "number"])
     for row in rows:
         writer.writerow([cell(value) if isinstance(value, str) else value for value in row.values()])
     return buffer.getvalue()
@@ -118,9 +137,9 @@ def as_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], summary:
 class Board:
     """What `leaderboard` shows of `entries`: the ranking, or with `lists_all` every submission, in each format."""
 
-    def __init__(self, entries: Sequence[Entry], lists_all: bool) -> None:
-        self.facts = all_submissions(entries) if lists_all else students(entries)
-        rows = leaderboard.rank(entries)
+    def __init__(self, entries: Sequence[Entry], lists_all: bool, rules: Assignment | None = None) -> None:
+        self.facts = all_submissions(entries, rules) if lists_all else students(entries, rules)
+        rows = leaderboard.rank(in_time(entries, rules))
         headings, *self.cells = leaderboard.listed(entries) if lists_all else leaderboard.ranked(rows)
         self.formats: dict[str, tuple[Callable[[], str], int]] = {
             "text": (

@@ -96,7 +96,7 @@ def _demand_honest_sizes(path: Path) -> None:
                     )
                 size = math.prod(shape) * dtype.itemsize
                 if size + file.tell() != member.file_size and not dtype.hasobject:
-                    raise InputError(f"{path} is damaged: {member.filename} says it has {size:,} bytes and it has not")
+                    raise InputError(f"{path} is damaged: {member.filename} does not have the {size:,} bytes that it claims")
             total += size
         if total > memory():
             raise InputError(f"{path} has arrays of {total / 2**30:,.0f} GiB: more than the memory of this machine")
@@ -115,8 +115,8 @@ def _one_label_each(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
             _note(path, f"{name} has shape {labels.shape}: its one-hot rows were taken as labels from 0 to {labels.shape[1] - 1}")
             return labels.argmax(1)
         raise InputError(
-            f"{path}: {name} is {labels.dtype} of shape {labels.shape}, a row for each image; if the largest number of a row is "
-            f"that of its class, fix it with {name} = {name}.argmax(1)"
+            f"{path}: {name} is {labels.dtype} of shape {labels.shape}, a row for each image; if the largest number of a row "
+            f"marks its class, fix it with {name} = {name}.argmax(1)"
         )
     if labels.ndim != 1 or not labels.size:
         raise InputError(f"{path}: {name} is {labels.dtype} of shape {labels.shape}, not a list of integers")

@@ -72,7 +72,7 @@ class Teacher:
         demand_teaches(path, card, classes, num_channels)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.model, self.precision = for_inference(network.model, precision), precision
-        # From the student's normalisation to the teacher's own: they differ where other images were held out.
+        # From the student's normalisation to the teacher's own: they differ where other validation images were cut off.
         student_mean, student_std, own_mean, own_std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std, card["mean"], card["std"])
         )

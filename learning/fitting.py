@@ -59,7 +59,7 @@ def demand_consistent(config: TrainConfig, given: Collection[str], dataset_name:
         raise InputError("epochs and steps are two ways to say the budget: name one of them")
     for name, whole in PART_OF.items():
         if name in given and getattr(config, name) and not getattr(config, whole):
-            raise InputError(f"{name} means nothing without {whole}, which is off: set {whole} too, or leave out {name}")
+            raise InputError(f"{name} has no effect without {whole}, which is off: set {whole} too, or leave out {name}")
     if config.image_size and "image_size" in given and not dataset_name.startswith("folder:"):
         raise InputError(f"image_size is for folder:PATH alone: the images of {dataset_name} keep their size")
 
@@ -137,7 +137,7 @@ def _say(config: TrainConfig, fitted: TrainConfig, dataset: ImageDataset, steps:
         texts.pop("flip")
     changed = {name: text for name, text in texts.items() if getattr(config, name) != getattr(fitted, name)}
     if not (fitted.val_images or dataset.val or "val_images" in changed):
-        print("note: no validation images: the training images stand in, whose accuracy says little", file=sys.stderr)
+        print("note: no validation images: the training images are used instead, and their accuracy says little", file=sys.stderr)
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed if not (dataset.val and name == "val_images"))
         print(
@@ -165,4 +165,4 @@ def say_limits(dataset: ImageDataset, val_split: Split) -> None:
         there = set(split.labels.tolist())
         missing = [name for label, name in enumerate(dataset.classes) if label not in there]
         if there and missing:
-            print(f"note: no {part} image of {some_of(missing)}: the {part} accuracy says nothing of them", file=sys.stderr)
+            print(f"note: no {part} image of {some_of(missing)}: the {part} accuracy says nothing about them", file=sys.stderr)

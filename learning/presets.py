@@ -20,31 +20,26 @@ class Preset:
     """Arguments of model.Net besides the channel and class counts; what is left out has Net's own default."""
 
 
-# What the presets fast85 and fast90 share.
-_FAST = TrainConfig(
-    batch_size=128,
-    beta2=0.98,
-    weight_decay=0.1,
-    label_smoothing=0.1,
-    ema_decay=0.998,
-    early_exit_margin=0.005,
-    images_per_draw=32,
-    workers=0,  # at 32 images a draw a batch is made in 2 ms: less than a worker takes away from two cores that both train
-)
-
-# What the presets teacher, accurate and slim share.
-_LONG = TrainConfig(
+# What all presets but sprint and baseline share.
+_MUON = TrainConfig(
     batch_size=128,
     optimizer="muon",
     max_lr=0.01,
     momentum=0.9,
     beta2=0.98,
     weight_decay=0.1,
-    augment=1.5,
-    images_per_draw=16,
-    workers=0,
+    workers=0,  # at 32 images a draw a batch is made in 2 ms: less than a worker takes away from two cores that both train
 )
-# A stem that looks at every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
+# Augmentation and early exit: fast85, fast90, c1c2c3c4o-strict and cifar-50k.
+_FAST = replace(_MUON, label_smoothing=0.1, ema_decay=0.998, early_exit_margin=0.005, images_per_draw=32)
+# Strong augmentation for many epochs: teacher, accurate and slim.
+_LONG = replace(_MUON, augment=1.5, images_per_draw=16)
+# Shifts and flips of whole batches for few epochs: cifar100 and onecycle-90.
+_SHIFTED = replace(_MUON, ema_decay=0.99, shift=2, alternating_flip=True)
+# Digits (mnist-20k and mnist-8k) are shifted, scaled and rotated, never flipped, and no hole hides a stroke.
+_DIGITS = replace(_MUON, epochs=15, weight_decay=0.05, ema_decay=0.9975, augment=0.7, flip=False, dropout=False, images_per_draw=16)
+
+# A stem that sees every pixel; 24 filters are all directions of its 2x2 patches, with both signs.
 _FINE = {"stem_kernel": 2, "stem_stride": 1, "norm_momentum": 0.1, "logit_scale": 1.0}
 _DEEP = {
     "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
@@ -57,29 +52,11 @@ _DEEP = {
     **_FINE,
 }
 
-# What the presets for MNIST share: digits are shifted, scaled and rotated, never flipped, and no hole hides a stroke.
-_DIGITS = TrainConfig(
-    epochs=15,
-    batch_size=128,
-    optimizer="muon",
-    max_lr=0.01,
-    momentum=0.9,
-    beta2=0.98,
-    weight_decay=0.05,
-    ema_decay=0.9975,
-    augment=0.7,
-    flip=False,
-    dropout=False,
-    images_per_draw=16,
-    workers=0,
-)
 _SMALL = {
     "pools": (1, 2, 2, 1),  # 26x26 maps, then 13x13 and 6x6
     "kinds": (("whitening",), ("dense", "separable"), ("separable", "separable", "separable"), ("separable", "separable")),
+    **_FINE,
     "stem_kernel": 3,
-    "stem_stride": 1,
-    "norm_momentum": 0.1,
-    "logit_scale": 1.0,
 }
 # C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10: the blocks end where the widths change.
 _FIFTY = {
@@ -91,11 +68,9 @@ _FIFTY = {
         ("pointwise", "separable", "separable"),
         ("separable",),
     ),
+    **_FINE,
     "stem_kernel": 3,
-    "stem_stride": 1,
     "stem_padding": 1,
-    "norm_momentum": 0.1,
-    "logit_scale": 1.0,
 }
 
 PRESETS: dict[str, Preset] = {
@@ -112,7 +87,7 @@ PRESETS: dict[str, Preset] = {
             statistics_images=500,
             whiten_images=500,
             val_images=1000,
-            eval_every=40,  # one look, at the end: an earlier one costs as much as two steps
+            eval_every=40,  # one evaluation, at the end: an earlier one costs as much as two steps
             early_exit_accuracy=0.55,
             early_exit_margin=0.01,
         ),
@@ -129,7 +104,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast85": Preset(
         "85% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=13, max_lr=0.02, momentum=0.85, augment=0.5, early_exit_accuracy=0.85),
+        replace(_FAST, epochs=13, optimizer="adamw", max_lr=0.02, momentum=0.85, augment=0.5, early_exit_accuracy=0.85),
         {
             "widths": (32, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 15x15 maps, then 7x7 and 3x3
@@ -145,7 +120,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast90": Preset(
         "90% on CIFAR-10 in the shortest time, with augmentation",
-        replace(_FAST, epochs=21, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.7, early_exit_accuracy=0.9),
+        replace(_FAST, epochs=21, augment=0.7, early_exit_accuracy=0.9),
         {
             "widths": (24, 64, 96, 128),
             "pools": (1, 2, 2, 1),  # 31x31 maps, then 15x15 and 7x7
@@ -170,21 +145,14 @@ PRESETS: dict[str, Preset] = {
     ),
     "cifar100": Preset(
         "CIFAR-100 without limits on the network",
-        TrainConfig(
+        replace(
+            _SHIFTED,
             epochs=16,
             batch_size=256,
-            optimizer="muon",
             max_lr=0.012,
-            momentum=0.9,
-            beta2=0.98,
-            weight_decay=0.1,
             pct_start=0.15,
             label_smoothing=0.2,
-            ema_decay=0.99,
-            shift=2,
-            alternating_flip=True,
             resolutions=((0.2, 20), (0.5, 24)),
-            workers=0,
             val_images=2000,
             checkpoint_every=60,
         ),
@@ -200,12 +168,13 @@ PRESETS: dict[str, Preset] = {
             "activation": "silu",
             "dirac": True,
             "max_features": True,
-            **(_FINE | {"logit_scale": 0.1}),
+            **_FINE,
+            "logit_scale": 0.1,
         },
     ),
     "c1c2c3c4o-strict": Preset(
         "85% on CIFAR-10 without max-pooling, with the augmentation that public courses name",
-        replace(_FAST, epochs=16, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.5, hole=16, early_exit_accuracy=0.85),
+        replace(_FAST, epochs=16, augment=0.5, hole=16, early_exit_accuracy=0.85),
         {
             "widths": (24, 64, 96, 128),
             "pools": (1, 1, 1, 1),
@@ -226,28 +195,14 @@ PRESETS: dict[str, Preset] = {
     **{
         f"cifar-50k{'' if norm == 'batch' else f'-{norm}'}": Preset(
             f"CIFAR-10 under 50,000 parameters within 20 epochs, with {title}",
-            replace(_FAST, epochs=20, optimizer="muon", max_lr=0.01, momentum=0.9, augment=0.3),
+            replace(_FAST, epochs=20, augment=0.3),
             {**_FIFTY, "norm": norm},
         )
         for norm, title in (("batch", "BatchNorm"), ("group", "GroupNorm"), ("layer", "LayerNorm"))
     },
     "onecycle-90": Preset(
         "90% on CIFAR-10 in few epochs of batches of 512, OneCycle with its peak at epoch 5",
-        TrainConfig(
-            epochs=10,
-            batch_size=512,
-            optimizer="muon",
-            max_lr=0.016,
-            momentum=0.9,
-            beta2=0.98,
-            weight_decay=0.1,
-            pct_start=0.5,
-            label_smoothing=0.1,
-            ema_decay=0.99,
-            shift=2,
-            alternating_flip=True,
-            workers=0,
-        ),
+        replace(_SHIFTED, epochs=10, batch_size=512, max_lr=0.016, pct_start=0.5, label_smoothing=0.1),
         {
             "widths": (24, 64, 128, 256),
             "pools": (1, 2, 2, 2),  # 31x31 maps, then 15x15, 7x7 and 3x3

@@ -52,7 +52,7 @@ class Curve:
         if self.divergence is None:
             return f"where the loss falls fastest, because it does not diverge up to {self.rates[-1]:.2g}"
         return (
-            f"a tenth of {self.divergence:.2g}, from where on the loss is above that of the untrained network: a OneCycle peaks "
+            f"a tenth of {self.divergence:.2g}, from which on the loss is above the untrained network's: a OneCycle peaks "
             f"near the highest safe rate; the steepest descent is at {self.steepest:.2g}"
         )
 

@@ -102,7 +102,7 @@ def remove_pages(folder: Path, is_shown_anew: bool) -> None:
     gone = [name for name in remove(folder, PAGES) if not (is_shown_anew and name in REPORT)]
     if gone:
         again = "" if is_shown_anew else "; --report writes a new report"
-        print(f"note: {', '.join(gone)} removed from {folder}: of the weights before this training went on{again}", file=sys.stderr)
+        print(f"note: {', '.join(gone)} removed from {folder}: they showed the weights before --resume{again}", file=sys.stderr)
     say_exported(folder)
 
 
@@ -110,7 +110,7 @@ def say_exported(folder: Path, pattern: str = "*") -> None:
     """Say on stderr which exported files of such names in `folder` are of replaced weights: they are the user's and stay."""
     exported = sorted(path.name for path in folder.glob(pattern) if path.suffix in EXPORTED)
     if exported:
-        print(f"note: {', '.join(exported)} in {folder} stay as they are, of the earlier weights: export again", file=sys.stderr)
+        print(f"note: {', '.join(exported)} in {folder} are exports of the earlier weights: export again", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ def _address(place: str) -> tuple[str, str]:
             raise InputError("cannot read the study's address: it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from error
         return url.render_as_string(hide_password=False), url.set(drivername="postgresql", query={}).render_as_string()
     if "://" in place:
-        raise InputError("a study is a file or postgresql://USER@HOST/DATABASE, and not at another kind of address")
+        raise InputError("a study is a file or postgresql://USER@HOST/DATABASE: no other kind of address works")
     path = Path(place)
     if path.exists():
         demand_regular_file(path)

@@ -6,12 +6,13 @@ accuracy above target_accuracy. Numbers of epochs are inclusive.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
@@ -42,6 +43,12 @@ def _as_tuple(kinds: Any) -> Any:
 
 def _as_float32(size: Any) -> Any:
     return {"float32": size} if isinstance(size, int | float) else size
+
+
+def _with_offset(deadline: Any) -> Any:
+    if not isinstance(deadline, datetime.datetime) or deadline.tzinfo is None or not 2000 <= deadline.year < 3000:
+        raise ValueError("write date, time and offset from UTC, without quotes, as 2026-12-01T18:00:00+01:00")
+    return deadline
 
 
 Kind = Annotated[str, AfterValidator(_known)]
@@ -104,6 +111,40 @@ class Augmentation(_Lines):
     """Coarse dropout of one square hole of so many pixels a side, filled with the mean colour."""
 
 
+Visibility = Literal["visible", "after_due_date", "after_published", "hidden"]  # Gradescope's names
+
+
+class Course(_Lines):
+    """How a course runs an assignment; `grade`, `leaderboard`, `course serve` and `course export` go by it."""
+
+    deadline: Annotated[datetime.datetime | None, BeforeValidator(_with_offset)] = None
+    """What is submitted later does not count on the board."""
+    late_days: Annotated[int, Field(ge=0, le=365)] = 0
+    """Days after the deadline for which submissions are still taken and earn points."""
+    late_penalty: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Percent of the points that each late day costs from its first moment."""
+    repeats: Count = 3
+    """Runs of each submission; the score is their median."""
+    points: Annotated[float, Field(ge=0, lt=1e6)] = 70.0
+    """For reaching the target accuracy within the limit."""
+    constraint_points: Annotated[float, Field(ge=0, lt=1e6)] = 30.0
+    """For meeting all demands on the network, each of which earns an equal part."""
+    visibility: Visibility = "visible"
+    """When students see scores, points and the board. The website shows after_published and hidden to teachers alone."""
+    top: Annotated[int, Field(ge=0)] = 10
+    """Places of the board that everybody sees; at 0, students see their own place alone."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Course:
+        if self.late_days and self.deadline is None:
+            raise ValueError("late_days count from the deadline, but deadline is missing")
+        if self.late_penalty and not self.late_days:
+            raise ValueError("late_penalty is for submissions after the deadline, but late_days is 0: none is taken")
+        if not self.points + self.constraint_points:
+            raise ValueError("points and constraint_points are both 0")
+        return self
+
+
 class Assignment(Demands):
     """An assignment. `name` is that of its file."""
 
@@ -134,6 +175,7 @@ class Assignment(Demands):
     peak_epoch: Above0 | None = None
     """The epoch after which OneCycle's learning rate is at its peak."""
     augmentation: Augmentation = Augmentation()
+    course: Course | None = None
 
     @property
     def num_constraints(self) -> int:
@@ -174,6 +216,9 @@ class Assignment(Demands):
                 raise ValueError(f"layers has {count} convolutions, but blocks and layers_per_block demand {demanded}")
         if self.augmentation.hole and self.augmentation.hole > self.image_size:
             raise ValueError(f"augmentation.hole is {self.augmentation.hole}, but image_size is {self.image_size}")
+        if self.course and self.course.constraint_points and not self.num_constraints:
+            points = self.course.constraint_points
+            raise ValueError(f"course.constraint_points is {points:g}, but nothing is demanded of the network: set it to 0")
         self._demand_more(self.bonus)
         return self
 
@@ -257,17 +302,20 @@ def parse(values: dict[str, Any], where: str) -> Assignment:
     raise InputError(f"{where}: {'; '.join(dict.fromkeys(problems))}"[:1000])
 
 
+TABLES: dict[str, type[_Lines]] = {"bonus": Demands, "max_size_kb": Size, "augmentation": Augmentation, "course": Course}
+
+
 def _problem(values: dict[str, Any], error: dict[str, Any]) -> str:
     """One of pydantic's errors in words."""
     path = [part for part in error["loc"] if isinstance(part, str) and not part.startswith("function-")]
     line = ".".join(path)
     if error["type"] == "extra_forbidden":
-        model: Any = {"bonus": Demands, "max_size_kb": Size, "augmentation": Augmentation}.get(path[-2] if len(path) > 1 else "")
+        model = TABLES.get(path[-2] if len(path) > 1 else "")
         known = [name for name in (model or Assignment).model_fields if name != "name"]
         near = difflib.get_close_matches(path[-1], known, 1, 0.5)
         return f"unknown line {line}" + (f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}")
     text = " ".join(error["msg"].removeprefix("Value error, ").split())
     text = re.sub("valid dictionary.*", "table", text.replace("valid tuple", "list"))
     if error["type"] == "value_error":
-        return f"{line}: {text}" if line and line != "bonus" else text
+        return f"{line}: {text}" if line and line not in ("bonus", "course") else text
     return f"{line} is {error['input']!r:.60}: {text[0].lower()}{text[1:]}"

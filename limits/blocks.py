@@ -65,7 +65,7 @@ def _demand(trace: Trace, paths: Sequence[str], wanted: tuple[str, ...]) -> None
     most = len(wanted)
     if len(paths) not in (most - 1, most) or len(set(paths)) < len(paths):
         few, many = (NUMBERS.get(number, str(number)) for number in (most - 1, most))
-        raise InputError(f"the blocks are {few} different modules, or {many} with the output block: {', '.join(paths)} is not that")
+        raise InputError(f"the blocks must be {few} different modules, or {many} with the output block, not {', '.join(paths)}")
 
 
 def _by_paths(trace: Trace, paths: tuple[str, ...], wanted: tuple[str, ...]) -> Blocks:

@@ -1,13 +1,18 @@
-"""The kinds of operation that an assignment may require or forbid, and how often a network has each."""
+"""The kinds of operation that an assignment may require or forbid, and how often a network has each.
+
+Whoever reads an assignment needs their names, also a website: what counts imports torch where it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from limits.blocks import Blocks, layers, separable_pairs
-from limits.operations import SUMS, Op, pair
-from limits.tracing import Trace
+if TYPE_CHECKING:
+    from limits.blocks import Blocks
+    from limits.operations import Op
+    from limits.tracing import Trace
 
 Found = tuple[int, str]
 """How many there are, and what there is to say about them."""
@@ -32,11 +37,27 @@ def _told(ops: Iterable[Op]) -> Found:
 
 
 def _separable(trace: Trace, blocks: Blocks) -> Found:
+    from limits.blocks import separable_pairs
+
     count = len(separable_pairs(trace))
     return count, f"{count} depthwise + 1x1"
 
 
+def _pointwise(trace: Trace, blocks: Blocks) -> Found:
+    from limits.blocks import layers
+
+    return _told(op for op in layers(trace, blocks) if op.is_pointwise)
+
+
+def _residual(trace: Trace, blocks: Blocks) -> Found:
+    from limits.operations import SUMS
+
+    return _told(op for op in trace.ops if op.name in SUMS and len(op.inputs) > 1)
+
+
 def _dilated(trace: Trace, blocks: Blocks) -> Found:
+    from limits.operations import pair
+
     dilations = [
         max(pair(op.options["dilation"]))
         for op in trace.ops
@@ -68,16 +89,14 @@ KINDS: dict[str, Kind] = {
     "separable": Kind("depthwise separable", _separable),
     "dilated": Kind("dilated", _dilated),
     "strided": Kind("strided convolution", lambda trace, blocks: _told(op for op in trace.ops if op.is_conv and is_strided(op))),
-    "pointwise": Kind("1x1 convolution", lambda trace, blocks: _told(op for op in layers(trace, blocks) if op.is_pointwise)),
+    "pointwise": Kind("1x1 convolution", _pointwise),
     "grouped": Kind(
         "grouped convolution", lambda trace, blocks: _told(op for op in trace.ops if op.is_conv and op.options["groups"] > 1)
     ),
     "max_pool": Kind("max-pooling", _pooling("max_pool2d", "adaptive_max_pool2d")),
     "average_pool": Kind("average pooling", _pooling("avg_pool2d", "adaptive_avg_pool2d")),
     "linear": Kind("linear layer", _named("linear")),
-    "residual": Kind(
-        "sum of branches", lambda trace, blocks: _told(op for op in trace.ops if op.name in SUMS and len(op.inputs) > 1)
-    ),
+    "residual": Kind("sum of branches", _residual),
     "batch_norm": Kind("BatchNorm", _named("batch_norm")),
     "group_norm": Kind("GroupNorm", _layer_norm(False)),
     "layer_norm": Kind("LayerNorm", _layer_norm(True)),
@@ -88,4 +107,6 @@ KINDS: dict[str, Kind] = {
 
 def is_strided(op: Op) -> bool:
     """Whether a convolution gives fewer pixels than it takes because of its stride."""
+    from limits.operations import pair
+
     return max(pair(op.options["stride"])) > 1

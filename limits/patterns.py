@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from limits.blocks import Blocks, layers
-from limits.tracing import Trace
+if TYPE_CHECKING:
+    from limits.blocks import Blocks
+    from limits.tracing import Trace
 
 SYMBOLS = {
     "C": "a convolution of more than one pixel",
@@ -32,6 +34,8 @@ def layers_of(trace: Trace, blocks: Blocks) -> list[str]:
 
     A depthwise-separable pair is one layer, and a 1x1 shortcut projection none.
     """
+    from limits.blocks import layers  # which imports torch
+
     counted = set(layers(trace, blocks))
     found = []
     for op in trace.ops:

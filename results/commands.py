@@ -120,9 +120,9 @@ class Report:
     """Folder to write the page and the PNG to (default: the run's own folder for one run, runs/comparison for several)."""
     assignment: Annotated[str, ASSIGNMENT] = ""
     page: bool = False
-    """Of one finished run, also write the page of train --report: report.html, and the same as report.md."""
+    """For one finished run, also write the page of train --report: report.html, and the same as report.md."""
     author: str = ""
-    """Whose work it is, for that page."""
+    """Name of the author, for that page."""
     notes: Annotated[Path | None, NOTES] = None
     data_dir: Path = ROOT / "data"
     """Folder that holds the data set, whose test images that page shows."""
@@ -218,7 +218,7 @@ class Export:
 class Serve:
     """Serve trained weights on this machine: a page to drop, paste or photograph images on, and POST /predict for programs.
 
-    Needs requirements-serve.txt. Only this machine is answered (127.0.0.1). Ctrl-C ends it, with exit status 0.
+    Requires requirements-serve.txt. The server answers this machine only (127.0.0.1). Ctrl-C ends it, with exit status 0.
     `curl -F file=@cat.jpg http://127.0.0.1:8000/predict` prints JSON: for each file the probability of every class, the best first.
     `/predict?explain=true` adds pictures by Grad-CAM.
     """

@@ -13,7 +13,8 @@ from config import InputError
 from learning.history import History
 from learning.weights import load_checkpoint
 from results.canvas import data_uri, new_figure, png
-from results.report import GREY, render
+from results.figures import GREY
+from results.report import render
 from utils import write_atomically
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _describe(runs: Sequence[Run]) -> str:
     if not ends:
         return "No run has been evaluated on its validation images yet."
     return (
-        "Validation accuracy at the last look: "
+        "Validation accuracy at the last evaluation: "
         + "; ".join(
             f"{run.name} {last.val_accuracy:.2%} after {last.epoch:.4g} epochs and {run.seconds:,.1f} s" for last, run in ends
         )

@@ -16,6 +16,7 @@ from config import InputError, TrainConfig
 from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches
 from results import report
 from results.canvas import new_figure, png
+from results.figures import short_name
 from utils import resolve_precision
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def augmented_figure(dataset: ImageDataset, config: TrainConfig, mean: Sequence[
         for row, shown in enumerate([image, *_draws(image, config, tuple(mean), tuple(std))]):
             pixels = shown[..., 0] if shown.shape[2] == 1 else shown
             grid[row, column].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        name = report.short_name(dataset.classes[label], 10)
+        name = short_name(dataset.classes[label], 10)
         grid[0, column].set_title(name, fontsize=9, parse_math=False)
     return figure
 

@@ -1,8 +1,12 @@
-"""The port that a server answers on."""
+"""The port that a server answers on, and its work between the requests."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from config import InputError
 
@@ -25,3 +29,13 @@ def listen(port: int, host: str = HOST) -> socket.socket:
         reason = getattr(error, "strerror", None) or "it must be 0 to 65535"
         raise InputError(f"cannot listen on port {port}: {reason}; pass another --port, or 0 for any free one") from error
     return listener
+
+
+@contextlib.asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs `work` inside the block, at the end of which it is cancelled."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()

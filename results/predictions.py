@@ -209,7 +209,7 @@ def show_drawings(network: TrainedNetwork, data_dir: Path, as_json: bool, sheet:
     print(
         f"note: CIFAR-10 is not in {data_dir} and cannot be downloaded: here are {len(labels)} drawings of the project's own. "
         "They show that the weights work on this machine, not how accurate they are on photographs"
-        + (f"; that, says their card, is {accuracy:.2%}" if accuracy is not None else ""),
+        + (f"; their card says {accuracy:.2%} for the test split" if accuracy is not None else ""),
         file=sys.stderr,
     )
     if as_json:
@@ -247,7 +247,7 @@ def find_images(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
     for path in named:
         if os.path.isdir(path):
             images, others = walk_images(
-                path, lambda error: faults.append(f"cannot look into {printable(error.filename)}: {error.strerror}")
+                path, lambda error: faults.append(f"cannot read the folder {printable(error.filename)}: {error.strerror}")
             )
             say_left_out(path, others)
             if not images:

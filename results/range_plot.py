@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from results.canvas import new_figure
-from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR
+from results.figures import GREY, TRAIN_COLOUR, VAL_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,6 +28,7 @@ from images.files import printable, read_image
 from learning.inference import TrainedNetwork, predict_logits
 from results.canvas import data_uri
 from results.explaining import Explainer, enlarged, png
+from results.listening import in_background
 from results.predictions import as_json_list
 
 MAX_BODY = 32 * 2**20
@@ -78,11 +79,8 @@ class Service:
         self.readers = asyncio.Semaphore(READERS)
         self.queue: asyncio.Queue[Waiting] = asyncio.Queue(QUEUE)
         with ThreadPoolExecutor(2) as self.decoders, ThreadPoolExecutor(1) as self.worker:
-            work = asyncio.create_task(self._work())
-            try:
+            async with in_background(self._work()):
                 yield
-            finally:
-                work.cancel()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

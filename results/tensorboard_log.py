@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from config import InputError
 from learning.history import Evaluation, Observer, Training
-from results import report
+from results import figures
 from results.canvas import pixels
 from utils import demand_writable
 
@@ -39,9 +39,9 @@ class TensorBoardLog(Observer):
     tag                     what                                                                   when
     ======================  =====================================================================  =======================
     batch/...               loss and accuracy of one batch, its learning rate                      every 10 steps
-    loss/..., accuracy/...  training (mean since the last look), validation                        each look
-    learning_rate           of the step before                                                     each look
-    weights/, gradients/    histogram of each parameter, and of its gradient in the step before    each look
+    loss/..., accuracy/...  training (mean since the last evaluation), validation                  each evaluation
+    learning_rate           of the step before                                                     each evaluation
+    weights/, gradients/    histogram of each parameter, and of its gradient in the step before    each evaluation
     confusion_matrix        of the validation images                                               each evaluation
     augmented_images        the first batch as the network is given it                             first step
     graph, hparams          the network; configuration of the run                                  start
@@ -105,7 +105,7 @@ class TensorBoardLog(Observer):
         classes = trainer.dataset.classes
         with self._faults_in_one_line():
             self._curves(trainer.history.evaluations[-1])
-            figure = cast("Figure", report.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes))
+            figure = cast("Figure", figures.confusion_figure(trainer.val_split.labels, logits.argmax(1).numpy(), classes))
             self.writer.add_image("confusion_matrix", pixels(figure), trainer.step, dataformats="HWC")
 
     def saving(self) -> None:

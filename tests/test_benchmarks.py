@@ -294,6 +294,7 @@ def test_results_from_records(tmp_path, monkeypatch):
     evaluations = [{"val_accuracy": 0.7}, {"val_accuracy": 0.85}]
     machine = {"hardware": {"processor": "P", "bf16": None, "cores": 2, "threads": 2}, "versions": {"torch": "2"}}
     card = {
+        "dataset": "cifar10",
         "parameters": 194_154,
         "mult_adds": 12_120_000,
         "epochs": 8.0,
@@ -305,7 +306,11 @@ def test_results_from_records(tmp_path, monkeypatch):
     records = {"fast85": {"card": card, "config": {"seed": 0}, "history": {"seconds": [40.0, 95.0], "evaluations": evaluations}}}
     text = accuracy.table(records)
     assert "| 194,154 | 12.1 M | 8 | 95 s | 86.12% | 85.34% |" in text
+    assert "- `fast85`: CIFAR-10, seed 0, on P, 2 cores" in text
     assert "seeds" not in text
+    digits = {"mnist-8k": records["fast85"] | {"card": card | {"dataset": "mnist"}, "config": {"seed": 3}}}
+    assert "- `mnist-8k`: MNIST, seed 3, on P" in accuracy.table(records | digits)
+    assert "CIFAR" not in accuracy.table(digits).split("\n\n")[1]
     runs = {
         "target": 0.85,
         "runs": [{}, {}, {}],

@@ -23,13 +23,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from config import InputError
-from course import leaderboard, progress
+from course import leaderboard, points, progress, terms
 from course.roster import MAX_NICKNAME, Person, Roster, new_token
 from course.store import Store
 from course.submission import FILES, Submission
 from course.web import board, uploads
 from course.web.guard import HEADERS, Limiter, csrf_of, demand_ours, read_form, refusal
 from course.web.live import Live
+from limits.assignments import Assignment, Course
 from results.guard import Guard
 
 HERE = Path(__file__).parent
@@ -53,6 +54,7 @@ def utc(seconds: float | None) -> str:
 
 
 environment.filters["utc"] = utc
+environment.filters["processor"] = leaderboard.processor
 
 
 class Site:
@@ -61,16 +63,16 @@ class Site:
     Args:
         store: an open one, which stays the caller's.
         origin: https://NAME of a proxy before this server, or "".
-        deadline: seconds since 1970, or None.
-        top: places of the board that everybody sees.
+        course: the deadline and the like.
+        rules: the assignment, or None. It has `course` where it gives points.
         strict: refuse uploads for what is otherwise a warning.
     """
 
-    def __init__(self, store: Store, origin: str, deadline: float | None, top: int, strict: bool) -> None:
-        self.store, self.origin, self.deadline, self.top, self.strict = store, origin, deadline, top, strict
+    def __init__(self, store: Store, origin: str, course: Course, rules: Assignment | None, strict: bool) -> None:
+        self.store, self.origin, self.course, self.rules, self.strict = store, origin, course, rules, strict
         self.roster = Roster(store)
-        self.board = board.Board(store, deadline)
-        self.live = Live(functools.partial(self._in_thread, progress.waiting, store))
+        self.board = board.Board(store, course.deadline.timestamp() if course.deadline else None, rules.name if rules else "")
+        self.live = Live(functools.partial(self._in_thread, self.waiting))
         self.failures = Limiter(MAX_FAILURES, PERIOD)
         self.uploads = Limiter(MAX_UPLOADS, PERIOD)
         self.uploading: set[int] = set()  # people
@@ -97,8 +99,13 @@ class Site:
         return await asyncio.get_running_loop().run_in_executor(self.threads, functools.partial(what, *arguments))
 
     @property
-    def is_closed(self) -> bool:
-        return self.deadline is not None and time.time() > self.deadline
+    def shows_results(self) -> bool:
+        """Whether students see scores, points and the board."""
+        return self.course.visibility == "visible" or (self.course.visibility == "after_due_date" and terms.is_closed(self.course))
+
+    def waiting(self) -> list[progress.Waiting]:
+        """The queue as students may see it, with accuracies only where they see results."""
+        return progress.waiting(self.store, self.shows_results)
 
     async def person(self, request: Request) -> Person:
         """Who is logged in. Raises HTTPException, which sends others to the page where they log in."""
@@ -122,19 +129,32 @@ class Site:
 
     def page(self, request: Request, template: str, person: Person | None, status: int = 200, **values: Any) -> HTMLResponse:
         cookie = request.cookies.get(SESSION if person else VISIT, "")
-        shared = {"person": person, "csrf": csrf_of(cookie), "deadline": self.deadline, "is_closed": self.is_closed}
+        shared = {
+            "person": person,
+            "csrf": csrf_of(cookie),
+            "schedule": terms.schedule(self.course),
+            "is_closed": terms.is_closed(self.course),
+            "shows_results": self.shows_results,
+            "visibility": self.course.visibility,
+        }
         return HTMLResponse(environment.get_template(template).render(**(shared | values)), status)
 
     async def home(self, request: Request, person: Person, problem: str = "", status: int = 200) -> HTMLResponse:
-        """A student's page: upload, history."""
+        """A student's page: the assignment, upload, history."""
         mine = await self.ask(self.store.entries, progress.is_of(person.number))
-        waiting = {each.id: each.text for each in await self.ask(progress.waiting, self.store)}
+        waiting = {each.id: each.text for each in await self.ask(self.waiting)}
+        most = points.most_earned(mine, self.rules)
         return self.page(
             request,
             "home.html.jinja",
             person,
             status,
             problem=problem,
+            rules=self.rules,
+            terms=list(terms.terms(self.rules)) if self.rules else [],
+            demands=terms.demands(self.rules) if self.rules else [],
+            points={entry.id: found.text for entry in mine if (found := points.earned_under(entry, self.rules))},
+            most=most and f"{most[1].points:g} of {most[1].max_points:g} points, by #{most[0].id}",
             entries=mine[::-1][:HISTORY],
             waiting=waiting,
             files=FILES,
@@ -145,8 +165,8 @@ class Site:
     async def take(self, request: Request, person: Person) -> int:
         """Receive, check and queue an upload; returns its number. Raises HTTPException or InputError."""
         arrived = time.time()  # before it waits for its turn
-        if self.is_closed:
-            raise HTTPException(403, f"the deadline was {utc(self.deadline)}: nothing is taken any more")
+        if terms.is_closed(self.course):
+            raise HTTPException(403, terms.schedule(self.course))
         if person.id in self.uploading:
             raise HTTPException(429, "another upload of yours is being received: wait for it", {"Retry-After": "5"})
         self.uploads.demand(person.id, "uploads")
@@ -169,10 +189,10 @@ class Site:
 
     def add(self, person: Person, checked: Submission, arrived: float) -> int:
         """Queue a submission whose contributors are on the roster, the person among them. Raises InputError."""
-        numbers = [pennkey for _, pennkey in checked.contributors]
+        numbers = [number for _, number in checked.contributors]
         if person.number not in numbers:
             raise InputError(
-                f"your upload is not accepted: you are not among the contributors in submission.json, whose pennkeys are "
+                f"your upload is not accepted: you are not among the contributors in submission.json, whose numbers are "
                 f"{', '.join(numbers)}; yours is {person.number}"
             )
         if unknown := self.roster.unknown(numbers):
@@ -231,7 +251,7 @@ def make_app(site: Site) -> FastAPI:
         if not person.is_teacher:
             return await site.home(request, person)
         entries = await site.ask(progress.page, site.store, before, PAGE)
-        waiting = {each.id: each.text for each in await site.ask(progress.waiting, site.store)}
+        waiting = {each.id: each.text for each in await site.ask(site.waiting)}
         older = entries[-1].id if len(entries) == PAGE else None
         return site.page(request, "teacher.html.jinja", person, entries=entries, waiting=waiting, older=older)
 
@@ -259,9 +279,17 @@ def make_app(site: Site) -> FastAPI:
     @app.get("/board")
     async def show_board(request: Request) -> Response:
         person = await site.person(request)
-        places = await site.ask(site.board.places)
-        lines = board.seen_by(person, places, site.top, await site.ask(site.roster.people))
-        return site.page(request, "board.html.jinja", person, lines=lines, count=len(places), top=site.top)
+        places = await site.ask(site.board.places) if site.shows_results or person.is_teacher else []
+        lines = board.seen_by(person, places, site.course.top, await site.ask(site.roster.people))
+        return site.page(
+            request,
+            "board.html.jinja",
+            person,
+            lines=lines,
+            count=len(places),
+            top=site.course.top,
+            is_late=terms.is_late(site.course),
+        )
 
     @app.get("/events")
     async def events(request: Request) -> Response:
@@ -291,7 +319,7 @@ def make_app(site: Site) -> FastAPI:
     async def students(request: Request) -> Response:
         await site.teacher(request)
         places, people = await site.ask(site.board.places), await site.ask(site.roster.people)
-        text = board.as_csv(places, people, await site.ask(site.store.entries))
+        text = board.as_csv(places, people, await site.ask(site.store.entries), site.rules)
         return Response(text, media_type="text/csv", headers={"Content-Disposition": 'attachment; filename="students.csv"'})
 
     @app.get("/site.js")

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from course import leaderboard, progress
+from course.points import most_earned
 from course.roster import Person
 from course.schema import submissions
 from course.store import Entry, Store
 from course.text import cell
+from limits.assignments import Assignment
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class Board:
 
     Args:
         deadline: seconds since 1970; what was submitted later does not count. None for never.
+        assignment: the name of the one with which it must have been graded, or "".
     """
 
-    def __init__(self, store: Store, deadline: float | None) -> None:
-        self.store, self.deadline = store, deadline
+    def __init__(self, store: Store, deadline: float | None, assignment: str) -> None:
+        self.store, self.deadline, self.assignment = store, deadline, assignment
         self.lock = threading.Lock()
         self.of: tuple[int, float] | None = None
         self.found: list[Place] = []
@@ -54,7 +57,8 @@ class Board:
             of = progress.graded_at(self.store)
             if of != self.of:
                 in_time = () if self.deadline is None else (submissions.c.submitted <= self.deadline,)
-                self.found = _places(self.store.entries(submissions.c.state == "graded", *in_time))
+                graded = self.store.entries(submissions.c.state == "graded", *in_time)
+                self.found = _places([each for each in graded if self.assignment in ("", each.result.get("assignment"))])
                 self.of = of
             return self.found
 
@@ -84,8 +88,11 @@ def seen_by(person: Person, places: Sequence[Place], top: int, people: Sequence[
     return lines
 
 
-def as_csv(places: Sequence[Place], people: Sequence[Person], entries: Sequence[Entry]) -> str:
-    """One row for each student of the roster, also those who have submitted nothing, and for each contributor who is not on it."""
+def as_csv(places: Sequence[Place], people: Sequence[Person], entries: Sequence[Entry], rules: Assignment | None) -> str:
+    """One row for each student of the roster, also those who have submitted nothing, and for each contributor who is not on it.
+
+    Where `rules` give points, also the most that any of a student's submissions earns.
+    """
     best = {number: place.row for place in places for number in place.numbers}
     mine: dict[str, list[Entry]] = {person.number: [] for person in people if not person.is_teacher}
     names = {person.number: person.name for person in people}
@@ -95,10 +102,14 @@ def as_csv(places: Sequence[Place], people: Sequence[Person], entries: Sequence[
             names.setdefault(number, name)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["number", "name", "rank", "seconds", "accuracy", "submission", "submissions", "last_state", "last_reason"])
+    headings = ["number", "name", "rank", "seconds", "accuracy", "submission", "submissions", "last_state", "last_reason"]
+    gives_points = bool(rules and rules.course)
+    writer.writerow([*headings, *(["points", "points_of_submission"] if gives_points else [])])
     for number, theirs in mine.items():
         row, last = best.get(number), theirs[-1] if theirs else None
         scored = [row.rank, f"{row.seconds:.3f}", f"{row.accuracy:.4f}", row.submission] if row else ["", "", "", ""]
         ended = [last.state, cell(last.reason)] if last else ["", ""]
-        writer.writerow([cell(number), cell(names[number]), *scored, len(theirs), *ended])
+        most = most_earned(theirs, rules)
+        points = [] if not gives_points else [most[1].points, most[0].id] if most else ["", ""]
+        writer.writerow([cell(number), cell(names[number]), *scored, len(theirs), *ended, *points])
     return buffer.getvalue()

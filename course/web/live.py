@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from config import InputError
 from course.progress import Waiting
+from results.listening import in_background
 
 POLL = 1.0  # seconds between two looks
 QUIET = 15.0  # seconds after which something is sent, so that a proxy does not take the connection for dead
@@ -30,14 +31,9 @@ class Live:
         self.begun = self.done = 0  # looks
         self.looked = asyncio.Event()  # is set, and replaced, after each look
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Looks are made inside the block."""
-        work = asyncio.create_task(self._work())
-        try:
-            yield
-        finally:
-            work.cancel()
+        return in_background(self._work())
 
     async def _work(self) -> None:
         while True:

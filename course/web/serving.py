@@ -15,6 +15,7 @@ from config import InputError
 from course.store import Store
 from course.web.app import Site, make_app
 from course.web.guard import LOOPBACK
+from limits.assignments import Assignment, Course
 from results.listening import listen
 from utils import ROOT
 
@@ -22,7 +23,7 @@ MAX_CONNECTIONS = 2000  # more are told to come again
 KEEP_ALIVE = 75  # seconds of an idle connection: who ends one first must be the client, or its next request may meet the end
 
 
-def serve(place: str, host: str, port: int, origin: str, deadline: float | None, top: int, strict: bool) -> int:
+def serve(place: str, host: str, port: int, origin: str, course: Course, rules: Assignment | None, strict: bool) -> int:
     """Answer until Ctrl-C. Raises InputError where the port or the store cannot be had."""
     parts = urlsplit(origin)
     if origin and (parts.scheme != "https" or not parts.hostname or origin != f"https://{parts.netloc}"):
@@ -38,7 +39,7 @@ def serve(place: str, host: str, port: int, origin: str, deadline: float | None,
     forkserver.ensure_running()
     with Store(place) as store, listen(port, host) as listener:
         config = uvicorn.Config(
-            make_app(Site(store, origin, deadline, top, strict)),
+            make_app(Site(store, origin, course, rules, strict)),
             lifespan="on",
             log_config=None,
             log_level="critical",  # what fails is said by the application, in a line

@@ -27,7 +27,7 @@ class Experiment:
     quick: bool = False
     """A small version on data that need no download, in under a minute. It does not overwrite the page of a full run."""
     out: Annotated[Path | None, STATED] = None
-    """Folder of the page, its figures and the trainings, which a second run uses again (default: runs/lab-NAME)."""
+    """Folder of the page, its figures and the finished trainings, which a later run reuses (default: runs/lab-NAME)."""
     docs: bool = False
     """Also write the page as Markdown to docs/lab/; not with --quick. Only images of digits and shapes are copied."""
     data_dir: Path = ROOT / "data"

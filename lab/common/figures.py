@@ -9,7 +9,7 @@ import numpy as np
 
 from lab.common.page import Figure
 from results.canvas import new_figure, png
-from results.report import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure
+from results.figures import GREY, TRAIN_COLOUR, VAL_COLOUR, confusion_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

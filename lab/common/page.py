@@ -45,7 +45,7 @@ class Page:
     dataset: str
     setup: Sequence[tuple[str, str]]
     seconds: float
-    """Of all its trainings, with their looks at validation and test images, in this run or an earlier one."""
+    """Of all its trainings, with their evaluations of validation and test images, in this run or an earlier one."""
     observations: Sequence[str] = ()
     sections: list[tuple[str, list[str | Table | Figure]]] = field(default_factory=list)
 

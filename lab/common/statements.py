@@ -8,7 +8,7 @@ independent, so their squares add up:
   number of seeds, which are all evaluated on the same images. It counts the images of the two as if they were different ones,
   which is too cautious where they are the same.
 - **The seeds.** Student's t (1908). From three seeds on for the differences of the pairs, one a seed; with two for two samples with
-  a pooled variance, as two pairs leave one degree of freedom. One seed tells nothing of the others, and the sentence says so.
+  a pooled variance, as two pairs leave one degree of freedom. One seed says nothing about others, and the sentence says so.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ BATCH_SIZE = 128
 
 @dataclass
 class ByHand:
-    """Convolution by hand: its difference from torch's on the homework's case, and its cost on the presets' own shapes."""
+    """Compare a convolution written by hand with torch's: difference in the homework's case, cost on the presets' shapes."""
 
     quick: bool = False
     """One repeat of each shape instead of seven."""

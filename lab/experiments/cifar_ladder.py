@@ -1,4 +1,4 @@
-"""What do more layers, normalisation, dropout and a network made for the purpose bring, all with the same budget?"""
+"""How much do more layers, normalisation, dropout and a network made for the purpose gain with the same budget?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(name: str, dataset: ImageDataset) -> nn.Module:
 
 @dataclass
 class CifarLadder(Experiment):
-    """One convolution against three better networks on CIFAR-10, all with the same budget of images."""
+    """Compare one convolution with three better networks on CIFAR-10, all with the same budget of images."""
 
     dataset: Annotated[str | None, STATED] = None
     """Any data set of `train` (default: cifar10, with --quick digits)."""

@@ -26,7 +26,7 @@ BATCH_SIZE = 128
 
 @dataclass
 class MoreData(Experiment):
-    """Test accuracy of FC_only and Grayscale1Convolution against the number of training images, and the gap between them."""
+    """Measure the test accuracy of FC_only and Grayscale1Convolution for several numbers of training images."""
 
     dataset: Annotated[str | None, STATED] = None
     """mnist, fashion_mnist or digits (default: mnist, with --quick digits)."""
@@ -175,7 +175,7 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> 
             ("images a class", "in all", "epochs", f"{FC}: test", "training", f"{CONV}: test", "training", "difference (points)"),
             rows,
             "Accuracy: mean ± standard deviation over the seeds. Difference: mean ± half of its 95% interval, for the choice of "
-            "the test images" + (" and the seeds." if seeds > 1 else "; one seed tells nothing of others."),
+            "the test images" + (" and the seeds." if seeds > 1 else "; one seed says nothing about others."),
         ),
     )
     return page

@@ -28,7 +28,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 @dataclass
 class Gradients:
-    """Norms of the gradients by layer, before and after a sprint's training; what residual sums and GAP change in them."""
+    """Measure the gradients' norms by layer, before and after a sprint's training, and how residual sums and GAP change them."""
 
     preset: str = "sprint"
     """Preset of the network and its training, which lasts one OneCycle (400 steps if the preset counts in epochs)."""
@@ -39,7 +39,7 @@ class Gradients:
     seeds: int = 5
     """Trainings of each variant."""
     quick: bool = False
-    """One seed, ten steps; on shapes. A check that it works, from which nothing is learned about training."""
+    """One seed, ten steps, on shapes: a check that the command works, not a result."""
     out: Annotated[Path | None, STATED] = None
     """Where the plot goes (default: runs/gradients.png, with --quick runs/gradients-quick.png)."""
     docs: bool = False
@@ -101,9 +101,9 @@ def in_words(runs: dict[str, list[Run]]) -> str:
         ratios = (_middle(ratio(name, stage)) for name in runs)
         lines += [
             row(f"gradient at the first layer's output / at the last one's, {when}", ratios),
-            row(f"its norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
+            row(f"gradient norm at the last feature map, {when}", (_middle(at_the_end(name, stage), 3) for name in runs)),
             row(
-                f"share of the last feature map that gets any, {when}",
+                f"share of the last feature map that gets a gradient, {when}",
                 (f"{_middle([100 * r for r in reached(name, stage)], 0)}%" for name in runs),
             ),
         ]
@@ -120,13 +120,13 @@ def in_words(runs: dict[str, list[Run]]) -> str:
     vanishes = min(changes) < 0.01
     share = "the share of the last feature map that gets a gradient"
     sentences = [
-        "**Residual sums.** From the last layer's output back to the first one's the norm of the gradient changes by a factor of "
-        f"{changes[0]:.2f} at initialisation and {changes[1]:.2f} after training, without the sums by {changes[2]:.2f} and "
-        f"{changes[3]:.2f}: "
+        "**Residual sums.** From the last layer's output back to the first layer's output, the norm of the gradient changes by a "
+        f"factor of {changes[0]:.2f} at initialisation and {changes[1]:.2f} after training. Without the sums, the factors are "
+        f"{changes[2]:.2f} and {changes[3]:.2f}. "
         + (
-            "one of them is below 0.01, gradients do vanish."
+            "One of the four is below 0.01: the gradient vanishes."
             if vanishes
-            else "in so few layers, and with BatchNorm, it vanishes in neither."
+            else "With so few layers, and with BatchNorm, the gradient vanishes in neither network."
         )
         + " "
         + validation(plain),

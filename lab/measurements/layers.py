@@ -21,7 +21,7 @@ MARKERS = "<!-- layers -->", "<!-- /layers -->"
 
 @dataclass
 class Layers:
-    """Every layer of a preset's network: formula, shape, parameters, mult-adds, receptive field after it."""
+    """Print every layer of a preset's network: formula, shape, parameters, mult-adds, receptive field after it."""
 
     preset: str = "sprint"
     """Preset of the network."""

@@ -32,7 +32,7 @@ COLOURS = {
 
 @dataclass
 class Runtimes:
-    """The network as it is, compiled, traced, scripted and exported: first call, speed, exactness, memory.
+    """Compare the network as it is, compiled, traced, scripted and exported: first call, speed, exactness, memory.
 
     By precision (fp32, and bf16 where the processor has it) and memory layout, training and inference, on the CPU, and on the GPU
     where there is one. Takes about eight minutes on two cores.
@@ -49,7 +49,7 @@ class Runtimes:
     rounds: int = 7
     """How often each runtime is timed, over a quarter of a second or more."""
     quick: bool = False
-    """One precision and layout, two rounds, no compiled training; on shapes."""
+    """One precision and layout, two rounds, no compiled training, on shapes."""
     docs: bool = False
     """Put tables, words and plot into docs/runtimes.md."""
 
@@ -134,7 +134,7 @@ def _when(result: Result, base: Result, images: int) -> str:
 
 
 def in_words(results: list[Result], images: int) -> str:
-    """What the tables come to: the fastest base, and when compiling pays."""
+    """What the tables show: the fastest base, and when compiling pays."""
     paragraphs = []
     for device, work in dict.fromkeys((r.job.device, r.job.work) for r in results):
         done = [r for r in results if (r.job.device, r.job.work) == (device, work) and r.images_per_second]
@@ -143,7 +143,7 @@ def in_words(results: list[Result], images: int) -> str:
             continue
         best, fastest = max(bases, key=lambda r: r.median), max(done, key=lambda r: r.median)
         slowest = min(bases, key=lambda r: r.median)
-        start = f"**{work.capitalize()} on {device}.** As it is, the network"
+        start = f"**{work.capitalize()} on {device}.** The base"
         if differ(best, slowest):
             sentences = [
                 f"{start} is fastest in {best.job.precision}, {best.job.layout}: {best.median:,.0f} images a second, "
@@ -153,28 +153,41 @@ def in_words(results: list[Result], images: int) -> str:
             forms = " or ".join(f"{r.job.precision}, {r.job.layout}" for r in bases)
             sentences = [
                 f"{start} computes {best.median:,.0f} images a second in {forms}"
-                + ("." if len(bases) == 1 else ": no form is clearly faster.")
+                + ("." if len(bases) == 1 else "; none of these is clearly faster.")
             ]
         compiled = [(r, base_of(r, done)) for r in done if r.job.variant.startswith("torch.compile")]
         pays = [(r, after) for r, base in compiled if (after := pays_after(r, base)) is not None]
         if compiled and not pays:
             factors = [r.median / base.median for r, base in compiled]
-            sentences.append(f"Compiling never pays here: compiled it runs at {span(factors, '.2f')} times the base's speed.")
+            sentences.append(
+                f"Compiling never pays here: the compiled network runs at {span(factors, '.2f')} times the base's speed."
+            )
         elif compiled:
             r, after = min(pays, key=lambda pair: pair[1])
             when = f"{after / images:,.1f} epochs of {images:,} images" if work == "training" else f"{after:,.0f} images"
             sentences.append(
-                f"Compiling pays in {len(pays)} of {len(compiled)} cases, the soonest {r.job.variant} in "
-                f"{r.job.precision}, {r.job.layout}: after {when}, its first call taking {r.first_call:.0f} s."
+                f"Compiling pays in {len(pays)} of {len(compiled)} cases. {r.job.variant} in {r.job.precision}, {r.job.layout} "
+                f"pays soonest: after {when}, with a first call of {r.first_call:.0f} s."
             )
         sentences.append(
-            f"The fastest of all is {fastest.job.variant} in {fastest.job.precision}, {fastest.job.layout}, "
-            f"{fastest.median / best.median:.2f} times the best base."
+            f"{fastest.job.variant} in {fastest.job.precision}, {fastest.job.layout} is the fastest of all: "
+            f"{fastest.median / best.median:.2f} times the speed of the fastest base."
             if differ(fastest, best)
-            else "No runtime is clearly faster than the best base."
+            else "No runtime is clearly faster than the fastest base."
         )
         paragraphs.append(" ".join(sentences))
     return "\n\n".join(paragraphs)
+
+
+def words_and_tables(results: list[Result], images: int, batch_size: int) -> str:
+    """The Markdown of the page: `in_words`, then a table for each work on each device; `images` make an epoch."""
+    parts = [in_words(results, images)]
+    for device, work in dict.fromkeys((r.job.device, r.job.work) for r in results):
+        parts.append(
+            f"### {work.capitalize()} on {device}, batches of {batch_size}\n\n"
+            + table([r for r in results if (r.job.device, r.job.work) == (device, work)], images)
+        )
+    return "\n\n".join(parts)
 
 
 def plot(results: list[Result], path: Path) -> None:
@@ -240,13 +253,7 @@ def show(preset: str, dataset: ImageDataset, devices: list[str], batch_size: int
                     ]
     results = measure(get_preset(preset), dataset, jobs, rounds)
     images = len(dataset.train.labels)
-    parts = []
-    for device, work in dict.fromkeys((r.job.device, r.job.work) for r in results):
-        parts.append(
-            f"### {work.capitalize()} on {device}, batches of {batch_size}\n\n"
-            + table([r for r in results if (r.job.device, r.job.work) == (device, work)], images)
-        )
-    text = "\n\n".join([in_words(results, images), *parts])
+    text = words_and_tables(results, images, batch_size)
     print(text)
     if quick:
         print("\nwith --quick: one precision, one layout, and no compiled training or max-autotune")

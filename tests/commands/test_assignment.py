@@ -130,7 +130,7 @@ def test_train_and_report(tmp_path: Path, shapes_npz: Path) -> None:
     rules.write_text("max_epochs = 0.1")
     again = run_main("train", "--assignment", rules, "--preset", "mnist-8k", *options, "--epochs", 0.2, "--overwrite")
     assert again.returncode == 1
-    assert "note: 0.2 epochs are to be trained, and the assignment mine allows 0.1" in again.stderr
+    assert "note: the training lasts 0.2 epochs, but the assignment mine allows 0.1" in again.stderr
 
     rules.write_text("max_parameters = 1_000_000\ntarget_accuracy = 0.02")
     assert run_main("report", out, "--assignment", rules).returncode == 0

@@ -225,7 +225,7 @@ def test_wrong_budgets(text: str) -> None:
         (("--assignment", "mnist-9k"), "mnist-8k"),
         (("--dataset", "npz:none.npz"), "none.npz"),
         (("--search-only",), "name it with --study"),
-        (("--study", "redis://host"), "not at another kind of address"),
+        (("--study", "redis://host"), "no other kind of address"),
         (("--device", "tpu"), "unknown device"),
         (("--seed", "-1"), "seed"),
     ],

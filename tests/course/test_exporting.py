@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from conftest import ROOT, assert_refused, run_main
-from course import formats
+from course import formats, points
 from course.store import Entry, Store
+from limits.assignments import Course
 from made_up import RESULT, run, submit, write_colours
 
 # It knows the colours of the first {right} classes, learns nothing, and so has the same accuracy in every order of the images.
@@ -52,6 +53,7 @@ class CONFIG:
         return torch.optim.SGD(model.parameters(), lr=0.0)
 """
 RULES = 'max_parameters = 1\nforbid = ["max_pool"]\ntarget_accuracy = 0.6\nseconds = 60\n'
+RULES += "[course]\nrepeats = 1\npoints = 50\nvisibility = 'after_published'\ndeadline = 2090-12-01T18:00:00+01:00\nlate_days = 2\n"
 PEOPLE = {"good": 3, "bad": 2}  # -> how many of the four colours their networks know
 
 
@@ -64,7 +66,7 @@ def ours(tmp_path_factory) -> tuple[Path, dict[str, Entry]]:
     contents = {n: {"model.py": MODEL.format(right=k).encode(), "config.py": CONFIG.encode()} for n, k in PEOPLE.items()}
     submit(folder, store, contents)
     (folder / "tmp").mkdir()
-    options = ("--assignment", rules, "--dataset", f"npz:{npz}", "--repeats", 1, "--threads", 1)
+    options = ("--assignment", rules, "--dataset", f"npz:{npz}", "--threads", 1)
     result = run_main("grade", "--store", store, *options, env={**os.environ, "TMPDIR": str(folder / "tmp")})
     assert result.returncode == 0, result.stderr
     with Store(store) as opened:
@@ -77,7 +79,7 @@ def export(system: str, ours: Path, out: Path, *options: object) -> None:
     """Export to a zip and unpack it to the folder `out`, with the rights that the zip gives."""
     archive = out.with_suffix(".zip")
     named = ("--assignment", ours / "colours.toml", "--dataset", f"npz:{ours / 'colours.npz'}")
-    result = run_main("course", "export", system, "--out", archive, *named, "--repeats", 1, "--threads", 1, *options)
+    result = run_main("course", "export", system, "--out", archive, *named, "--threads", 1, *options)
     assert result.returncode == 0, result.stderr
     assert f"MB written to {archive}" in result.stdout
     with zipfile.ZipFile(archive) as opened:
@@ -130,10 +132,10 @@ def test_gradescope_grades_as_we_do(ours, autograder):
     results = gradescope(autograder, folder / "good")
     files, target, parameters, pooling, teachers = results["tests"]
     assert [(test.get("status"), test["score"], test["max_score"], test["visibility"]) for test in results["tests"]] == [
-        ("passed", 0, 0, "visible"),
-        ("passed", 70, 70, "visible"),
-        ("failed", 0, 15, "visible"),
-        ("passed", 15, 15, "visible"),
+        ("passed", 0, 0, "after_published"),
+        ("passed", 50, 50, "after_published"),
+        ("failed", 0, 15, "after_published"),
+        ("passed", 15, 15, "after_published"),
         (None, 0, 0, "hidden"),
     ]
     assert "more than 60% test accuracy within 60 s" in target["name"]
@@ -151,6 +153,7 @@ def test_gradescope_grades_as_we_do(ours, autograder):
         f"{value} (required: {limit})" for _, value, limit, _ in entries["good"].result["constraints"]
     ]
     assert results["stdout_visibility"] == "hidden"
+    assert r"**65 of 80 points \(target 50 of 50, constraints 15 of 30\)**" in results["output"]
     assert "seed 0: stopped by target" in teachers["output"]
 
 
@@ -161,7 +164,7 @@ def test_gradescope_names_what_is_refused(ours, autograder, tmp_path):
     assert "leaderboard" not in results
     assert [(test.get("status"), test["score"], test["max_score"]) for test in results["tests"]] == [
         ("failed", 0, 0),
-        ("failed", 0, 70),
+        ("failed", 0, 50),
         (None, 0, 30),
         (None, 0, 0),
     ]
@@ -187,6 +190,7 @@ def test_the_bundle_has_all_that_competition_yaml_names(bundle):
     assert not list((bundle / task["scoring_program"]).rglob("*.npz"))
     assert phase["tasks"] == [task["index"]]
     assert phase["execution_time_limit"] > 2 * 60
+    assert str(phase["end"]) == "2090-12-01 17:00:00"  # in UTC
     assert [(column["key"], column["sorting"]) for column in board["columns"]] == list(formats.ORDERS.items())
 
 
@@ -277,10 +281,11 @@ def test_the_workflow_for_github_grades_as_we_do(ours, tmp_path):
         assert script == grade or result.returncode == 0, result.stderr
     assert result.returncode == 1  # a constraint is not met
     assert result.stdout.splitlines()[-2:] == [
-        "::notice title=Autograding complete::Points 85/100",
-        '::notice title=Autograding report::{"totalPoints": 85.0, "maxPoints": 100.0}',
+        "::notice title=Autograding complete::Points 65/80",
+        '::notice title=Autograding report::{"totalPoints": 65.0, "maxPoints": 80.0}',
     ]
     feedback = summary.read_text()
+    assert "65 of 80 points" in feedback
     assert "| 75.00% | 1 |" in feedback
     assert "constraint *parameters*" in feedback
     assert f"Trainable parameters: {entries['good'].result['parameters']}." in feedback
@@ -295,13 +300,15 @@ def entry(state: str, **result: object) -> Entry:
 
 def test_the_points_of_constraints_add_up():
     three = [["a", "1", "2", True], ["b", "1", "2", None], ["c", "1", "2", False]]
-    found = formats.checks(entry("graded", constraints=three, runs=[run(3.0)]), formats.Points(70, 10))
+    found = points.checks(entry("graded", constraints=three, runs=[run(3.0)]), Course(points=70, constraint_points=10))
     assert [(check.verdict, check.points, check.max_points) for check in found[2:]] == [
         ("passed", 3.33, 3.33),
         ("unknown", 0, 3.34),
         ("failed", 0, 3.33),
     ]
-    failed = formats.checks(entry("failed", constraints=[], problem="cannot be traced", runs=[run(None)]), formats.Points(70, 10))
+    failed = points.checks(
+        entry("failed", constraints=[], problem="cannot be traced", runs=[run(None)]), Course(points=70, constraint_points=10)
+    )
     assert [(check.points, check.max_points) for check in failed] == [(0, 0), (0, 70), (0, 10)]
     assert failed[1].output == "not above 55%\nseed 0: "
     assert failed[2].output == "cannot be traced"
@@ -309,7 +316,7 @@ def test_the_points_of_constraints_add_up():
 
 def test_all_points_end_the_workflow_in_green():
     met = entry("graded", constraints=[["a", "1", "2", True]], runs=[run(3.0)])
-    assert formats.classroom(met, formats.Points(70, 30)) == (
+    assert formats.classroom(met, Course()) == (
         [
             "::notice title=Autograding complete::Points 100/100",
             '::notice title=Autograding report::{"totalPoints": 100.0, "maxPoints": 100.0}',
@@ -320,7 +327,7 @@ def test_all_points_end_the_workflow_in_green():
 
 def test_what_others_wrote_is_text_on_the_page(tmp_path):
     nasty = entry("failed", constraints=[["<script>", "<b>", "&", False]], runs=[run(None) | {"reason": "<img>"}])
-    assert not formats.codabench(nasty, formats.Points(1, 1), tmp_path)
+    assert not formats.codabench(nasty, Course(), tmp_path)
     page = (tmp_path / "detailed_results.html").read_text()
     assert not [tag for tag in ("<script", "<b>", "<img") if tag in page]
     assert "&lt;script&gt;" in page
@@ -341,6 +348,20 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path):
 def test_bad_options_are_refused_in_one_line(tmp_path, options, words):
     assert_refused(run_main("course", "export", "gradescope", *options, cwd=tmp_path), words)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_come_before_the_file_and_nothing_is_promised_that_cannot_be_earned(tmp_path):
+    (tmp_path / "hw.toml").write_text("target_accuracy = 0.6\n[course]\npoints = 50\nconstraint_points = 0\nrepeats = 2\n")
+    (tmp_path / "bare.toml").write_text("target_accuracy = 0.6\n")
+    for options, course, repeats in (
+        (("hw.toml", "--points", 9), {"points": 9.0, "constraint_points": 0.0, "visibility": "visible"}, 2),
+        (("bare.toml", "--repeats", 5), {"points": 70.0, "constraint_points": 0.0, "visibility": "visible"}, 5),
+    ):
+        result = run_main("course", "export", "gradescope", "--out", "a.zip", "--assignment", *options, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+            settings = json.loads(archive.read("grader/export.json"))
+        assert (settings["course"], settings["grade"]["repeats"]) == (course, repeats)
 
 
 def test_a_public_data_set_does_not_go_along(tmp_path):

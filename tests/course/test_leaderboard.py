@@ -100,7 +100,7 @@ def test_names_are_text_everywhere(store, tmp_path):
     assert "<script" not in page.read_text()
     assert "http" not in page.read_text().replace("http-equiv", "")  # it loads nothing
     heading, *rows = csv.reader(io.StringIO(table.read_text()))
-    assert heading[:3] == ["rank", "name", "pennkey"]
+    assert heading[:3] == ["rank", "name", "number"]
     assert [row[:3] for row in rows] == [["1", "<script>alert(1)</script>", "'=1+1"], ["1", '\'=2+2, "Eve"', "'@eve"]]
 
 

@@ -11,84 +11,35 @@ from collections.abc import Iterator
 import pytest
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-import httpx2
-from browsing import csrf, packed, submission_json, three
+from browsing import HERE, Classroom, csrf, log_in, packed, submission_json, three, upload
 from sqlalchemy.exc import DBAPIError
-from starlette.testclient import TestClient
 
 from config import InputError
 from conftest import ROOT, assert_refused, run_main
 from course import progress
 from course.progress import Waiting
-from course.roster import Listed, Roster
-from course.store import Store
 from course.submission import MAX_BYTES
 from course.web import app, guard, live, uploads
 from made_up import submission
 
-HERE = "https://grader.test"
-HARDWARE = {"processor": "P", "cores": 2, "instructions": "amx_bf16", "threads": 2}
 NASTY = '<script>alert("x")</script>&<img src=x onerror=y>'
 
 
-class Course:
-    """A store with a roster, and browsers."""
-
-    def __init__(self, path, **options) -> None:
-        self.store = Store(path)
-        self.roster = Roster(self.store)
-        students = [Listed(number.title(), number, "") for number in ("ada", "bob", "eve")]
-        self.tokens = {student.number: token for student, token in self.roster.add(students)}
-        self.tokens["teacher"] = self.roster.add_teacher("T. Cher")
-        self.site = app.Site(self.store, HERE, **({"deadline": None, "top": 1, "strict": False} | options))
-        self.app = app.make_app(self.site)
-        self.first = TestClient(self.app, base_url=HERE)
-
-    def __enter__(self) -> "Course":
-        self.first.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.first.__exit__(None, None, None)
-        self.store.close()
-
-    def browser(self, who: str = "") -> TestClient:
-        """A new one, logged in as `who`."""
-        client = TestClient(self.app, base_url=HERE, raise_server_exceptions=False)
-        client.portal = self.first.portal  # of the one event loop
-        if who:
-            answer = log_in(client, self.tokens[who])
-            assert answer.url == f"{HERE}/" and answer.status_code == 200
-        return client
-
-    def graded(self, score: float, *numbers: str, **fields: object) -> int:
-        number, _ = self.store.add(submission(*numbers, **fields))
-        assert self.store.take()[0].id == number
-        run = {"reached": True, "seconds": score, "accuracies": [0.5, 0.6], "epoch_seconds": [1.0, 2.0], "seed": 0}
-        run |= {"import_seconds": 0.1, "init_seconds": 0.1, "optimizer_seconds": 0.1, "stopped_by": "target", "reason": ""}
-        run |= {"log": "secret pixels"}
-        result = {"runs": [run], "count_init": False, "dataset": "d", "timeout": 9.0, "jobs": 1, "threads": 0, "parameters": 1234}
-        self.store.finish(number, "graded", "", score, result)
-        return number
-
-
-def log_in(client: TestClient, token: str) -> httpx2.Response:
-    return client.post("/login", data={"csrf": csrf(client.get("/login").text), "token": token})
-
-
-def upload(client: TestClient, files: dict[str, bytes] | bytes, name: str = "hw.zip", key: str | None = None) -> httpx2.Response:
-    named = {name: files} if isinstance(files, bytes) else files
-    key = csrf(client.get("/").text) if key is None else key
-    return client.post("/upload", data={"csrf": key}, files=[("files", pair) for pair in named.items()])
-
-
 @pytest.fixture
-def course(tmp_path) -> Iterator[Course]:
-    with Course(tmp_path / "store.sqlite") as made:
+def course(tmp_path) -> Iterator[Classroom]:
+    with Classroom(tmp_path / "store.sqlite") as made:
         yield made
 
 
-def test_an_upload_is_checked_queued_and_replaced(course):
+@pytest.fixture
+def anywhere(place) -> Iterator[Classroom]:
+    """The same in a store of each kind."""
+    with Classroom(place) as made:
+        yield made
+
+
+def test_an_upload_is_checked_queued_and_replaced(anywhere):
+    course = anywhere
     ada = course.browser("ada")
     page = upload(ada, three("ada"))
     assert page.status_code == 200 and str(page.url) == f"{HERE}/#s1"
@@ -166,7 +117,8 @@ def test_a_student_sees_own_submissions_and_not_what_they_printed(course):
         assert course.browser("bob").get(address).status_code == 403
 
 
-def test_the_board_shows_the_top_and_the_own_place(course):
+def test_the_board_shows_the_top_and_the_own_place(anywhere):
+    course = anywhere
     course.graded(2.0, "ada")
     course.graded(3.0, "bob")
     course.graded(4.0, "eve")
@@ -184,37 +136,38 @@ def who(page: str) -> list[tuple[str, str]]:
     return re.findall(r'<td>(\d+)</td><th scope="row">(.*?)</th>', page)
 
 
-def test_the_deadline_ends_uploads_and_closes_the_board(tmp_path):
-    with Course(tmp_path / "store.sqlite", deadline=time.time() + 3600) as course:
-        course.graded(2.0, "ada")
-        ada = course.browser("ada")
-        key = csrf(ada.get("/").text)
-        course.site.deadline = course.site.board.deadline = time.time()
-        time.sleep(0.01)
-        late = upload(ada, three("ada"), key=key)
-        assert late.status_code == 403 and "the deadline was" in late.text
-        assert 'type="file"' not in ada.get("/").text
-        course.graded(1.0, "bob")  # by ./run.sh submit
-        page = ada.get("/board").text
-        assert who(page) == [("1", "you")] and "closed" in page
+def test_the_deadline_ends_uploads_and_closes_the_board(course):
+    course.set_deadline(3600)
+    course.graded(2.0, "ada")
+    ada = course.browser("ada")
+    key = csrf(ada.get("/").text)
+    course.set_deadline(0)
+    time.sleep(0.01)
+    late = upload(ada, three("ada"), key=key)
+    assert late.status_code == 403 and "The deadline was" in late.text
+    assert 'type="file"' not in ada.get("/").text
+    course.graded(1.0, "bob")  # by ./run.sh submit
+    page = ada.get("/board").text
+    assert who(page) == [("1", "you")] and "closed" in page
 
 
 def test_what_arrives_in_time_counts_however_long_it_waits(course, monkeypatch):
     ada = course.browser("ada")
     key, check = csrf(ada.get("/").text), uploads.check
-    course.site.deadline = course.site.board.deadline = time.time() + 3600
+    course.set_deadline(3600)
 
     def slow(*arguments):
-        course.site.deadline = time.time()
+        course.set_deadline(0)
         time.sleep(0.1)
         return check(*arguments)
 
     monkeypatch.setattr(uploads, "check", slow)
     assert upload(ada, three("ada"), key=key).status_code == 200
-    assert course.store.get(1).submitted < course.site.deadline
+    assert course.store.get(1).submitted < course.site.board.deadline
 
 
-def test_what_a_teacher_does(course):
+def test_what_a_teacher_does(anywhere):
+    course = anywhere
     course.graded(2.0, "ada")
     course.store.add(submission("bob", warnings=("=1+1",)))
     teacher, ada = course.browser("teacher"), course.browser("ada")
@@ -310,7 +263,7 @@ def test_what_is_too_large_is_refused(course):
 
 def test_a_mistake_of_the_server_shows_nothing_of_itself(course, monkeypatch, capsys):
     ada = course.browser("ada")
-    monkeypatch.setattr(progress, "waiting", lambda store: 1 / 0)
+    monkeypatch.setattr(progress, "waiting", lambda *_: 1 / 0)
     page = ada.get("/")
     assert page.status_code == 500 and "ZeroDivision" not in page.text
     assert page.headers["content-security-policy"] == guard.HEADERS["Content-Security-Policy"]
@@ -361,6 +314,16 @@ def test_events_tell_of_changes_to_whom_they_concern(monkeypatch):
 
     one, quiet, lost, two = asyncio.run(asyncio.wait_for(listen(), 20))
     assert one == 'data: {"7": "place 1 of 1"}\n\n' and quiet == lost == ":\n\n" and two == 'data: {"7": "being graded"}\n\n'
+
+
+def test_live_progress_comes_from_the_store(anywhere):
+    anywhere.store.add(submission("ada"))
+    anywhere.store.add(submission("bob"))
+    taken, _ = anywhere.store.take()
+    assert anywhere.store.keep(taken.id, "run 1 of 3: training, epoch 2, 41.00%")
+    running, queued = anywhere.first.portal.call(anywhere.site.live.look)  # what an event is made of
+    assert (running.id, running.pennkeys) == (1, ("ada",)) and running.text.endswith("epoch 2, 41.00%")
+    assert (queued.id, queued.text) == (2, "place 1 of 1 in the queue")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def server(tmp_path_factory) -> Iterator[Running]:
     with Store(path) as store:
         made = Roster(store).add([Listed(name, name, "") for name in names])
         tokens = {student.number: token for student, token in made} | {"teacher": Roster(store).add_teacher("T. Cher")}
-    command = [sys.executable, ROOT / "main.py", "course", "serve", "--store", path, "--port", "0"]
+    command = [sys.executable, ROOT / "main.py", "course", "serve", "--store", path, "--assignment", "c1c2c3c4o", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent)
     line = process.stdout.readline()
     found = re.fullmatch(r"serving .*store\.sqlite on (http://127\.0\.0\.1:\d+)/ until Ctrl-C\n", line)

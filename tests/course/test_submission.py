@@ -60,6 +60,12 @@ def change(folder, **fields):
     (folder / "submission.json").write_text(json.dumps({**JSON, **fields}))
 
 
+@pytest.mark.parametrize(("value", "number"), [("S-12 3", "s-12 3"), (12345678, "12345678")])
+def test_a_student_may_have_a_number(folder, value, number):
+    change(folder, contributors=[{"name": "Ada Lovelace", "number": value}])
+    assert submission.read(folder, strict=True).contributors == (("Ada Lovelace", number),)
+
+
 def test_a_good_one_is_read(folder):
     found = submission.read(folder, strict=True)
     assert set(found.files) == {"model.py", "config.py", "submission.json"}
@@ -203,12 +209,16 @@ def test_broken_json(folder, text, words):
         ({"sources": []}, ["sources", "1 to 100 texts"]),
         ({"sources": ["s"] * 101}, ["sources", "1 to 100 texts"]),
         ({"contributors": ["Ada"]}, ["contributors", "list of objects"]),
-        ({"contributors": [{"name": "Ada"}]}, ["pennkey of contributor 1"]),
+        ({"contributors": [{"name": "Ada"}]}, ["contributor 1", "no pennkey and no number"]),
+        ({"contributors": [{"name": "Ada", "number": True}]}, ["number of contributor 1", "must be a text"]),
+        ({"contributors": [{"name": "Ada", "number": "1", "pennkey": "a"}]}, ["contributor 1", "leave one out"]),
+        ({"contributors": [{"name": "Ada", "number": "Student Number"}]}, ["number of contributor 1", "template's"]),
+        ({"contributors": [{"name": "A", "pennkey": "7"}, {"name": "B", "number": 7}]}, ["same pennkey or number twice"]),
         ({"contributors": [{"name": "Your Name", "pennkey": "ada"}]}, ["name of contributor 1", "template's: Your Name"]),
         ({"contributors": [{"name": "Ada", "pennkey": "<pennkey>"}]}, ["pennkey of contributor 1", "template's"]),
         ({"contributors": [{"name": "Ada", "pennkey": "your_pennkey_here"}]}, ["template's"]),
         ({"contributors": [{"name": "A\u001b[2J", "pennkey": "ada"}]}, ["cannot be seen or printed"]),
-        ({"contributors": [{"name": "A", "pennkey": "ada"}, {"name": "B", "pennkey": "ADA"}]}, ["same pennkey twice"]),
+        ({"contributors": [{"name": "A", "pennkey": "ada"}, {"name": "B", "pennkey": "ADA"}]}, ["same pennkey or number twice"]),
         ({"contributors": [{"name": "\u3164", "pennkey": "ada"}]}, ["name of contributor 1", "cannot be seen"]),
         ({"contributors": [{"name": "A", "pennkey": f"a{i}"} for i in range(21)]}, ["contributors", "20 is the most"]),
         ({"sources": []}, ["sources"]),

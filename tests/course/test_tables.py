@@ -36,7 +36,7 @@ def test_csv_has_one_row_a_student_and_one_column_a_fact(place, tmp_path):
     result = run_main("leaderboard", "--store", place, "--csv", file)
     assert result.stdout.endswith(f"\n5 rows written to {file}\n")
     rows = list(csv.DictReader(io.StringIO(file.read_text())))
-    assert [(row["rank"], row["pennkey"], row["state"], row["submission"]) for row in rows] == [
+    assert [(row["rank"], row["number"], row["state"], row["submission"]) for row in rows] == [
         ("1", "eve", "graded", "2"),
         ("2", "ada", "graded", "1"),
         ("2", "bob", "graded", "1"),
@@ -72,7 +72,7 @@ def test_a_format_on_stdout_is_nothing_else_and_is_what_out_writes(place, tmp_pa
     count = 5 if form in ("csv", "json") else 2
     assert written.stdout == f"{count} rows written to {out}\n"
     assert out.read_text() == printed.stdout
-    starts = {"csv": "rank,name,pennkey,", "json": "[\n", "md": "| rank | contributors |", "html": "<!DOCTYPE html>"}
+    starts = {"csv": "rank,name,number,", "json": "[\n", "md": "| rank | contributors |", "html": "<!DOCTYPE html>"}
     assert printed.stdout.startswith(starts[form])
 
 
@@ -83,7 +83,7 @@ def test_json_has_numbers(place):
 
 def test_nothing_is_submitted(tmp_path):
     Store(tmp_path / "store.sqlite").close()
-    for form, text in (("csv", "rank,name,pennkey\n"), ("json", "[]\n")):
+    for form, text in (("csv", "rank,name,number\n"), ("json", "[]\n")):
         assert run_main("leaderboard", "--store", tmp_path / "store.sqlite", "--format", form).stdout == text
 
 

@@ -74,7 +74,7 @@ def test_runs_of_the_same_name_get_folders_of_their_own(root):
         (("--model", "none.py:Net"), "there is no file 'none.py'"),
         (("--model", ROOT / "model.py:Nothing"), "there is no 'Nothing'"),
         (("--image-size", 48), "image_size is for folder:PATH alone: the images of npz:"),
-        (("--augment", 0, "--flip"), "flip means nothing without augment, which is off"),
+        (("--augment", 0, "--flip"), "flip has no effect without augment, which is off"),
     ],
 )
 def test_a_wrong_number_removes_makes_and_prints_nothing(root, wrong, words):

@@ -178,7 +178,7 @@ def test_a_place_that_is_no_study_is_refused(tmp_path: Path) -> None:
         (database, "is a database, but not a study"),
         (text, "file is not a database"),
         ("/proc/none/study", "cannot write"),
-        ("redis://host", "not at another kind of address"),
+        ("redis://host", "no other kind of address"),
         (tmp_path, "not a regular file"),
     ):
         with pytest.raises(InputError, match=words):

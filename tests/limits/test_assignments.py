@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from networks import Good, changed, dense
 from torch import Tensor, nn
 
 from config import InputError
+from conftest import ROOT
 from learning.presets import PRESETS
 from limits import assignments
-from limits.assignments import Assignment, load, parse
+from limits.assignments import Assignment, Course, load, parse
 from limits.constraints import Constraint, check, exit_status, format_table
 from limits.costs import mult_adds, size_kb
 from limits.tracing import trace_model
@@ -80,11 +83,14 @@ def test_a_preset_that_ships_satisfies_each(preset: str, name: str) -> None:
 # Files that are wrong
 
 
+EVENING = datetime.datetime(2026, 12, 1, 18, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         ({"max_parametrs": 1}, ["unknown line max_parametrs", "did you mean max_parameters?"]),
-        ({"colour": "red"}, ["unknown line colour", "choose from", "max_mult_adds"]),
+        ({"tint": "red"}, ["unknown line tint", "choose from", "max_mult_adds"]),
         ({"bonus": {"min_receptive_feld": 3}}, ["unknown line bonus.min_receptive_feld", "did you mean min_receptive_field?"]),
         ({"bonus": {"target_accuracy": 0.9}}, ["unknown line bonus.target_accuracy"]),
         ({"max_size_kb": {"int4": 1}}, ["unknown line max_size_kb.int4", "did you mean int8?"]),
@@ -119,6 +125,19 @@ def test_a_preset_that_ships_satisfies_each(preset: str, name: str) -> None:
         ({"forbid": ["dilated"], "bonus": {"require": ["dilated"]}}, ["bonus.require names dilated", "forbid"]),
         ({"require": ["dropout"], "bonus": {"forbid": ["dropout"]}}, ["bonus.forbid names dropout", "require"]),
         ({"augmentation": {"hole": 40}}, ["augmentation.hole is 40", "image_size is 32"]),
+        # the course
+        ({"course": {"dedline": EVENING}}, ["unknown line course.dedline", "did you mean deadline?"]),
+        ({"course": {"deadline": EVENING.replace(tzinfo=None)}}, ["course.deadline", "offset from UTC"]),
+        ({"course": {"deadline": EVENING.date()}}, ["course.deadline", "offset from UTC"]),
+        ({"course": {"deadline": "2026-12-01T18:00:00+01:00"}}, ["course.deadline", "without quotes"]),
+        ({"course": {"deadline": EVENING.replace(year=26)}}, ["course.deadline"]),
+        ({"course": {"visibility": "soon"}}, ["course.visibility is 'soon'", "'after_due_date'"]),
+        ({"course": {"repeats": 0}}, ["course.repeats is 0"]),
+        ({"course": {"late_penalty": 101, "late_days": 1, "deadline": EVENING}}, ["course.late_penalty is 101"]),
+        ({"course": {"late_days": 2}}, ["late_days", "deadline is missing"]),
+        ({"course": {"late_penalty": 10, "deadline": EVENING}}, ["late_penalty", "late_days is 0"]),
+        ({"course": {"points": 0, "constraint_points": 0}}, ["points and constraint_points are both 0"]),
+        ({"target_accuracy": 0.5, "course": {}}, ["course.constraint_points is 30", "nothing is demanded of the network"]),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(lines: dict, words: list[str]) -> None:
@@ -146,6 +165,24 @@ def test_a_file_that_is_none(tmp_path: Path, text: bytes, words: str) -> None:
     (tmp_path / "mine.toml").write_bytes(text)
     with pytest.raises(InputError, match=words):
         load(str(tmp_path / "mine.toml"))
+
+
+def test_the_course_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        "max_parameters = 5\n[course]\ndeadline = 2026-12-01T18:00:00+01:00\nlate_days = 2\nlate_penalty = 12.5\npoints = 60\n"
+    )
+    course = load(str(tmp_path / "mine.toml")).course
+    assert course == Course(deadline=EVENING, late_days=2, late_penalty=12.5, points=60)
+    assert (course.constraint_points, course.visibility, course.repeats, course.top) == (30, "visible", 3, 10)
+    assert load("c1c2c3c4o").course is None
+
+
+@pytest.mark.parametrize("page", ["limits.md", "grading.md"])
+def test_the_examples_of_the_pages_are_taken(tmp_path: Path, page: str) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert len(examples) == 1
+    (tmp_path / "mine.toml").write_text(examples[0])
+    assert load(str(tmp_path / "mine.toml")).num_constraints > 1
 
 
 def test_names_and_places(tmp_path: Path) -> None:

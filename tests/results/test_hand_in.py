@@ -17,7 +17,7 @@ from config import TrainConfig
 from conftest import Tags, assert_refused, random_split, run_main
 from images.data import ImageDataset, Split
 from learning.history import Evaluation
-from results import hand_in, report
+from results import figures, hand_in
 
 NOTES = """\
 A summary | with *stars* and <script>alert(1)</script>.
@@ -176,10 +176,10 @@ def test_curves_have_one_point_an_epoch():
         for k in range(1, 14)
     ]  # fmt: skip
     history = replace(make_history(1), evaluations=looks, seconds=[0.5 * k for k in range(1, 14)])
-    found = report.by_epoch(history)
+    found = figures.by_epoch(history)
     assert [one.epoch for one in found.evaluations] == [1, 2, 3]
     assert [one.train_loss for one in found.evaluations] == [2.5, 6.5, 10.5]  # means over the epoch
     assert [one.val_loss for one in found.evaluations] == [40, 80, 120] and found.seconds == [2, 4, 6]
-    loss = report.curves_figure(history).axes[0].lines[0]
+    loss = figures.curves_figure(history).axes[0].lines[0]
     np.testing.assert_allclose(loss.get_xdata(), [400, 800, 1200])
-    assert report.by_epoch(make_history(5)) == make_history(5)  # of parts of an epoch alone, all are shown
+    assert figures.by_epoch(make_history(5)) == make_history(5)  # of parts of an epoch alone, all are shown

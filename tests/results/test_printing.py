@@ -20,7 +20,7 @@ from lab.common.page import Page as LabPage
 from limits import assignments
 from limits.constraints import check
 from model import Net
-from results import canvas, comparison, hand_in, notes, report
+from results import canvas, comparison, figures, hand_in, notes, report
 from results.demands import of_training
 
 pypdfium2 = pytest.importorskip("pypdfium2", reason="requirements-dev.txt is not installed")
@@ -52,7 +52,7 @@ def lab_page(folder: Path) -> Path:
     page.add(
         "Results",
         Table([f"column number {k}" for k in range(9)], [[f"{k + 0.25:.3f} of 1,234" for k in range(9)]] * 20),
-        Figure("curves", canvas.png(report.curves_figure(make_history(10))), "Some curves."),
+        Figure("curves", canvas.png(figures.curves_figure(make_history(10))), "Some curves."),
     )
     return page.write(folder)
 

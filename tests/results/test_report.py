@@ -16,7 +16,7 @@ from conftest import Tags
 from images.data import Split
 from learning.history import Evaluation, History
 from limits.constraints import Constraint
-from results import canvas, report
+from results import canvas, figures, report
 
 PICTURES = ["curves.png", "confusion.png", "mistakes.png", "run.png"]
 CONSTRAINTS = [Constraint("parameters", "196,746", "< 200,000", True), Constraint("receptive field", "39", "> 44", False)]
@@ -206,7 +206,7 @@ def test_unusual_runs(tmp_path, num_classes, channels, evaluations, perfect):
 
 def test_curves_show_the_history():
     history = make_history(12)
-    loss, accuracy, rate = report.curves_figure(history, target=0.55, test_accuracy=0.5612).axes[:3]
+    loss, accuracy, rate = figures.curves_figure(history, target=0.55, test_accuracy=0.5612).axes[:3]
     images = [1024 * k for k in range(1, 13)]
     lines = {(axes.get_ylabel(), line.get_label()): line for axes in (loss, accuracy, rate) for line in axes.lines}
     for key, values in {
@@ -227,7 +227,7 @@ def test_curves_show_the_history():
 
 def test_confusion_figure_is_normalised_by_row_and_names_its_cells():
     labels, predictions = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 2, 1, 1])
-    axes = report.confusion_figure(labels, predictions, ["ant", "bee", "cat", "none of it"]).axes[0]
+    axes = figures.confusion_figure(labels, predictions, ["ant", "bee", "cat", "none of it"]).axes[0]
     expected = [[2 / 3, 0, 1 / 3, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
     cells = {tuple(reversed(text.get_position())): text.get_text() for text in axes.texts}
@@ -238,7 +238,7 @@ def test_confusion_figure_is_normalised_by_row_and_names_its_cells():
 
 def test_confusion_figure_of_many_classes_is_not_cluttered():
     labels = np.arange(100)
-    figure = report.confusion_figure(labels, labels, [f"class {i}" for i in labels])
+    figure = figures.confusion_figure(labels, labels, [f"class {i}" for i in labels])
     axes = figure.axes[0]
     canvas.png(figure)  # lays it out
     assert not axes.texts
@@ -253,7 +253,7 @@ def test_confusion_figure_of_many_classes_is_not_cluttered():
 def test_confusion_figure_where_not_all_names_have_room_shows_some_of_them():
     labels = np.arange(400)
     figure = canvas.new_figure(16, 7)
-    axes = report.confusion_figure(labels, labels, [f"class {i}" for i in labels], figure.subfigures(1, 2)[0]).axes[0]
+    axes = figures.confusion_figure(labels, labels, [f"class {i}" for i in labels], figure.subfigures(1, 2)[0]).axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     step = 400 // len(shown)
     assert 10 < len(shown) < 100 and shown == [f"class {i}" for i in range(0, 400, step)][: len(shown)]
@@ -263,9 +263,9 @@ def test_confusion_figure_where_not_all_names_have_room_shows_some_of_them():
 @pytest.mark.filterwarnings("error")
 def test_names_in_any_script_are_drawn_without_a_warning(caplog):
     names = ["日本語", "한국어", "العربية", "ไทย", "🐈", "ελληνικά"]
-    figure = report.confusion_figure(np.arange(6), np.arange(6), names)
+    figure = figures.confusion_figure(np.arange(6), np.arange(6), names)
     assert canvas.png(figure)[1:4] == b"PNG" and canvas.pixels(figure).shape[2] == 3
-    mistakes = report.mistakes_figure(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6), np.eye(6)[::-1], names)
+    mistakes = figures.mistakes_figure(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6), np.eye(6)[::-1], names)
     assert canvas.png(mistakes)[1:4] == b"PNG"  # its title is bold, as not all of those fonts are
     assert not caplog.records
 
@@ -285,13 +285,13 @@ def test_fonts_of_the_machine_are_asked_for_what_matplotlibs_own_lacks(monkeypat
 def test_mistakes_figure_shows_image_prediction_and_truth():
     images = np.stack([np.full((28, 28, 1), value, np.uint8) for value in (10, 20, 30, 40)])
     probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
-    figure = report.mistakes_figure(images, np.array([1, 1, 0, 0]), probabilities, ["ant", "bee"])
+    figure = figures.mistakes_figure(images, np.array([1, 1, 0, 0]), probabilities, ["ant", "bee"])
     shown = [(axes.get_title(), int(axes.images[0].get_array()[0, 0])) for axes in figure.axes if axes.images]
     assert shown == [("bee 80%\ntrue: ant", 30), ("bee 70%\ntrue: ant", 40), ("ant 60%\ntrue: bee", 10)]
 
 
 def test_same_figure_gives_the_same_bytes():
-    first, second = (canvas.png(report.curves_figure(make_history(3))) for _ in range(2))
+    first, second = (canvas.png(figures.curves_figure(make_history(3))) for _ in range(2))
     assert first == second and Image.open(io.BytesIO(first)).format == "PNG"
 
 
@@ -306,9 +306,9 @@ def test_folder_that_cannot_be_written_is_an_input_error(tmp_path):
 def test_import_is_light_and_pyplot_is_never_used():
     code = """
 import sys, numpy as np
-from results import canvas, report
+from results import canvas, figures, report
 print([name for name in ("matplotlib", "sklearn", "jinja2", "PIL") if name in sys.modules])
-figure = report.mistakes_figure(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), np.eye(2)[::-1], ["ant", "bee"])
+figure = figures.mistakes_figure(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), np.eye(2)[::-1], ["ant", "bee"])
 print(canvas.png(figure)[1:4].decode(), "matplotlib.pyplot" in sys.modules)
 """
     root = Path(report.__file__).parent.parent

@@ -139,14 +139,15 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
             activations[f"{name}: {layer}"] = [_scaled(image[..., 0], maps), *maps[0].detach().numpy()]
             gradients[f"{name}: {layer}"] = [_scaled(back[0][0, 0].numpy(), slopes), *slopes[0].numpy()]
     sample = f"an image of each class from {whence}" + (
-        f", brought to the size of {dataset.name}'s" if whence != dataset.name else "'s test images"
+        f", scaled to the size of {dataset.name}'s" if whence != dataset.name else "'s test images"
     )
     page.add(
         "Activations by layer",
         Figure(
             "activations",
             image_grid(activations, ["image", *filters], signed=False),
-            f"What each filter makes of {sample}: after convolution and ReLU, and after pooling. The image is scaled to its row.",
+            f"The response of each filter to {sample}: after convolution and ReLU, and after pooling. The image is scaled to the "
+            "values of its row.",
             shows_images,
         ),
     )
@@ -155,8 +156,8 @@ def add_layers(page: Page, part: Part, outcome: Outcome) -> None:
         Figure(
             "gradients",
             image_grid(gradients, ["image", *filters]),
-            "The gradient of the loss for the same images: for the pixels (scaled to the row), for the feature maps after the "
-            "ReLU, and after pooling, through which only the largest of four numbers gets any.",
+            "The gradient of the loss for the same images: with respect to the pixels (scaled to the row), to the feature maps "
+            "after the ReLU, and to those after pooling. Pooling passes it to the largest of four numbers only.",
             shows_images,
         ),
     )

@@ -1,4 +1,4 @@
-"""Does a fully connected network that is shown 16 images a class learn digits, or only these images?"""
+"""With 16 images a class, does a fully connected network learn digits or memorise these images?"""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_weights(page: Page, part: Part, outcome: Outcome) -> None:
     paths = (model.fc2.weight.detach().numpy() @ first).reshape(-1, *shape).mean(1)
     rows = {f"units {i} to {min(i + 8, len(units)) - 1}": list(units[i : i + 8]) for i in range(0, len(units), 8)}
     page.add(
-        "What it looks for",
+        "What the weights look like",
         Figure(
             "weights",
             image_grid(rows),

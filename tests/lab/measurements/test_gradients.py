@@ -94,15 +94,15 @@ def test_words_claim_no_more_than_the_spread_allows():
     }
     words = in_words(runs)
     assert "changes by a factor of 0.85 at initialisation" in words
-    assert "without the sums by 4.50" in words
-    assert "it vanishes in neither" in words
+    assert "Without the sums, the factors are 4.50 and 4.50" in words
+    assert "the gradient vanishes in neither network" in words
     assert "Validation accuracy is not clearly different with the network as it is and with a maximum: 52.0% against 54.5%" in words
     assert "gets a gradient is higher with average pooling than with a maximum: 100.0% against 11.0%" in words
     few = {name: of_seeds[:1] for name, of_seeds in runs.items()}
     assert "with a maximum: 100.0% against 11.0% (89.0 points). That is one seed" in in_words(few)
     assert "Validation accuracy is higher with the network as it is than with the network without sums: 50.0%" in in_words(few)
     runs[plain] = [made_up(1e-4, 1.0, 0.1)] * 2
-    assert "gradients do vanish" in in_words(runs)
+    assert "below 0.01: the gradient vanishes." in in_words(runs)
 
 
 def test_quick_on_the_command_line(tmp_path, capsys):

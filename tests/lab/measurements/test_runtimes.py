@@ -116,6 +116,14 @@ def test_table_and_words():
     assert "Compiling never pays" in runtimes_page.in_words([results[0], made_up("torch.compile", [50.0], 10.0)], 1000)
 
 
+def test_the_page_is_what_the_record_says():
+    """Words and tables of docs/runtimes.md are those that the present code makes of its record."""
+    record = json.loads(runtimes_page.RECORD.read_text())
+    results = [Result(**each | {"job": Job(**each["job"])}) for each in record["results"]]
+    text = runtimes_page.words_and_tables(results, record["epoch_images"], record["batch_size"])
+    assert text in runtimes_page.PAGE.read_text(encoding="utf-8")
+
+
 def test_quick_on_the_command_line(monkeypatch, capsys):
     """One precision, one layout, no compiled training; each job is a row."""
     asked = []
