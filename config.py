@@ -27,8 +27,9 @@ class TrainConfig:
     steps: int = 0
     """Budget in optimizer steps instead of epochs; 0 uses epochs."""
     cycles: int = 1
-    """At most this many OneCycles, each twice as long as the one before (Loshchilov & Hutter 2017), until early_exit_accuracy is
-    exceeded. More than 1 requires early_exit_accuracy."""
+    """At most this many OneCycles (Loshchilov & Hutter 2017), until early_exit_accuracy is exceeded. The less the validation
+    accuracy lacks, the shorter the next one is; all together take at most 2**cycles - 1 times the budget. More than 1 requires
+    early_exit_accuracy."""
     batch_size: int = 128
     """Images in one optimizer step."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"

@@ -28,7 +28,7 @@ from learning.history import Evaluation, History, Observer
 from learning.inference import loss_and_accuracy, predict_logits
 from learning.optimizers import build_optimizer, freeze_features
 from learning.resolution import demand_taken, scaled
-from learning.schedule import cycle_ends, learning_rate
+from learning.schedule import budget_of, learning_rate, next_cycle
 from utils import demand_writable, interrupt_flag, keep_freed_memory, provenance, resolve_device, resolve_precision
 
 READ_EVERY = 20
@@ -133,7 +133,7 @@ class Trainer:
         if resume:
             checkpoint.restore(self)
         self.observer.started(self)
-        last = self.step if self.is_over() else self.total_steps
+        last = self.step if self.is_over() or self.step >= self.cycle_ends[-1] else self.total_steps
         batches = self.batches.steps(range(self.step, last))
         bar = (
             contextlib.nullcontext(self.progress)
@@ -152,7 +152,7 @@ class Trainer:
                 if self.is_due(self.config.eval_every):
                     self._evaluate()
                     self._pass_test()
-                    if self.is_over():
+                    if self.is_over() or self.step == self.cycle_ends[-1]:
                         break
                 if self.checkpoint_path and self.is_due(self.config.checkpoint_every):
                     checkpoint.save(self)
@@ -215,8 +215,8 @@ class Trainer:
         batches = AugmentedBatches if config.augmentations else VectorisedBatches
         self.batches = batches(self.train_split, config, self.mean, self.std, self.device, shard)
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.cycle_ends = cycle_ends(config, self.steps_per_epoch)
-        self.total_steps = self.cycle_ends[-1]
+        self.cycle_ends = [budget_of(config, self.steps_per_epoch)]
+        self.total_steps = self.cycle_ends[0] * (2**config.cycles - 1)
         if hasattr(self.model, "whiten") and config.whiten_images:
             pixels = torch.from_numpy(images[np.sort(sample[: config.whiten_images])]).to(self.device)
             cast(Any, self.model).whiten(normalise(pixels, self.mean, self.std))
@@ -329,11 +329,14 @@ class Trainer:
         target = self.config.early_exit_accuracy
         if target is None:
             return
-        promising = self.history.evaluations[-1].val_accuracy >= target + self.config.early_exit_margin
-        if promising or self.step in self.cycle_ends:
+        missing = target + self.config.early_exit_margin - self.history.evaluations[-1].val_accuracy
+        is_end = self.step in self.cycle_ends
+        if missing <= 0 or is_end:
             _, self.history.test_accuracy = self.evaluate(self.dataset.test)
             self.history.test_passes += 1
             self.history.reached = self.history.test_accuracy > target
+        if is_end and not self.history.reached and len(self.cycle_ends) < self.config.cycles and self.step < self.total_steps:
+            self.cycle_ends.append(min(self.step + next_cycle(self.step, missing), self.total_steps))
 
     def _choose_weights(self) -> None:
         """Keep, of the average, the weights themselves and those of the best evaluation, what is best on the validation images."""

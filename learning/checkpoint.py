@@ -11,7 +11,7 @@ from config import InputError, TrainConfig
 from images.sources import SPLIT_NAMES
 from learning import distributed
 from learning.history import History, Observer, Training
-from learning.schedule import cycle_ends, with_other_budget
+from learning.schedule import budget_of, with_other_budget
 from learning.weights import load_checkpoint, save_checkpoint
 from utils import random_states, restore_random_states
 
@@ -112,10 +112,12 @@ def restore(trainer: Resumable) -> None:
     try:
         trainer.step, trainer.history = state["step"], History.from_dict(state["history"])
         was = TrainConfig(**state["config"])
-        ends = state.get("cycle_ends") or cycle_ends(was, trainer.steps_per_epoch)
+        ends = state.get("cycle_ends") or [budget_of(was, trainer.steps_per_epoch)]
         if any(getattr(was, name) != getattr(trainer.config, name) for name in BUDGET):
             ends = _other_ends(trainer, ends)
-        trainer.cycle_ends, trainer.total_steps = ends, ends[-1]
+        trainer.cycle_ends = ends
+        if trainer.config.cycles == 1:  # of more cycles the budget is that of all
+            trainer.total_steps = ends[-1]
         trainer.model.load_state_dict(state["trained"])
         if trainer.averaged:
             trainer.averaged.restore(state.get("averaged") or state["model"], state["average_steps"])

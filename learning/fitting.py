@@ -15,7 +15,7 @@ from images.data import ImageDataset, Split, demand_batch
 from images.files import some_of
 from images.sources import demand_splittable
 from learning import distributed
-from learning.schedule import cycle_ends
+from learning.schedule import budget_of
 
 MIN_STEPS = 300
 """Optimizer steps that a training makes at least, unless its budget is set by hand."""
@@ -102,7 +102,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
     steps_per_epoch = max(1, rest // batch)
     if not config.steps and config.epochs * steps_per_epoch < MIN_STEPS:
         fitted = replace(fitted, epochs=choose("epochs", math.ceil(MIN_STEPS / steps_per_epoch)))
-    steps = cycle_ends(fitted, steps_per_epoch)[0]
+    steps = budget_of(fitted, steps_per_epoch)
     fitted = replace(fitted, ema_decay=choose("ema_decay", min(config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps))))
     _say(config, fitted, dataset, steps, given is not None)
     return fitted

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 
 from config import InputError, TrainConfig
 
+GAIN = 0.04
+"""About what accuracy gains from twice the steps; it chooses the length of a further OneCycle (docs/sprint.md)."""
 
-def cycle_ends(config: TrainConfig, steps_per_epoch: int) -> list[int]:
-    """The step at which each OneCycle of `config` ends: the first spans the budget, the others twice the steps of the last."""
-    budget = config.steps or max(1, round(config.epochs * steps_per_epoch))
-    return [budget * (2**n - 1) for n in range(1, config.cycles + 1)]
+
+def budget_of(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The steps of the first OneCycle of `config`, and of the only one where cycles is 1."""
+    return config.steps or max(1, round(config.epochs * steps_per_epoch))
+
+
+def next_cycle(steps: int, missing: float) -> int:
+    """The steps of a OneCycle that follows `steps` steps in all, whose validation accuracy lacks `missing` (0 to 1).
+
+    Twice the steps in all for each `GAIN` that is missing; a quarter of `steps` at the least.
+    """
+    return max(math.ceil(steps / 4), round(steps * (2 ** (missing / GAIN) - 1)))
 
 
 def learning_rate(step: int, ends: Sequence[int], config: TrainConfig) -> float:
@@ -36,9 +47,7 @@ def with_other_budget(was: Sequence[int], step: int, budget: int, config: TrainC
     shortened. Raises InputError where the schedule does not allow it.
     """
     if config.cycles > 1:
-        raise InputError(
-            f"the run has {config.cycles} OneCycles of doubling length, whose budget is fixed: train anew, into another --out"
-        )
+        raise InputError(f"the run has up to {config.cycles} OneCycles, whose budget is fixed: train anew, into another --out")
     if budget <= step:
         raise InputError(f"the run has already made {step} steps, and the new budget is {budget}: choose more --epochs or --steps")
     return [*was, budget] if step >= was[-1] else [*was[:-1], budget]

@@ -1,6 +1,7 @@
 """The Trainer: it learns, stops early, resumes exactly after a real SIGKILL, survives Ctrl-C, NaN and a full disk."""
 
 import functools
+import itertools
 import os
 import platform
 import random
@@ -24,6 +25,7 @@ from images import data
 from images.data import Split
 from learning.history import FLAT_EVALUATIONS, History
 from learning.resolution import scaled
+from learning.schedule import next_cycle
 from learning.weights import load_checkpoint, save_checkpoint
 from model import Net
 from processes import wait_for
@@ -154,18 +156,33 @@ def test_early_exit_that_is_never_reached_makes_a_last_test_pass(dataset):
     assert history.test_accuracy is not None
 
 
-def test_missed_target_begins_a_cycle_of_twice_the_length(dataset):
-    trainer = make_trainer(dataset, replace(SMALL, steps=8, cycles=3, eval_every=1, early_exit_accuracy=0.99))
+def test_missed_target_begins_a_cycle_as_long_as_the_accuracy_lacks(dataset, tmp_path):
+    config = replace(SMALL, steps=8, cycles=3, eval_every=1, early_exit_accuracy=0.99, early_exit_margin=0.005)
+    trainer = make_trainer(dataset, config, tmp_path)
     history = trainer.fit()
-    rates = [e.learning_rate for e in history.evaluations]
-    assert len(rates) == 8 + 16 + 32
     assert not history.reached
-    assert history.test_passes == 3  # at the end of each
-    for start, end in ((0, 8), (8, 24), (24, 56)):
-        cycle = rates[start:end]
-        assert max(cycle) == pytest.approx(0.02, rel=0.2)
-        assert cycle[0] == pytest.approx(0.02 / 25)
-        assert cycle[-1] < 1e-5
+    ends = trainer.cycle_ends
+    assert 2 <= len(ends) <= 3
+    assert len(history.evaluations) == ends[-1] <= 8 * 7
+    assert history.test_passes == len(ends)  # at the end of each
+    for start, end in itertools.pairwise([0, *ends]):
+        cycle = history.evaluations[start:end]
+        assert max(e.learning_rate for e in cycle) == pytest.approx(0.02, rel=0.3)
+        assert cycle[0].learning_rate == pytest.approx(0.02 / 25)
+        assert cycle[-1].learning_rate < 1e-5
+        if end < ends[-1]:
+            lacks = 0.995 - cycle[-1].val_accuracy
+            assert ends[ends.index(end) + 1] == min(end + next_cycle(end, lacks), 56)
+    resumed = make_trainer(dataset, config, tmp_path).fit(resume=True)  # there is nothing left to do
+    assert resumed.evaluations == history.evaluations
+
+
+def test_the_last_cycle_allowed_ends_the_training(dataset):
+    """Also where it does not use up what all cycles together may take."""
+    config = replace(SMALL, steps=40, cycles=2, early_exit_accuracy=0.3, max_lr=1e-6, early_exit_margin=0.0)
+    trainer = make_trainer(dataset, config)
+    trainer.fit()
+    assert trainer.step == trainer.cycle_ends[-1]
 
 
 def test_stops_when_the_loss_is_flat_also_after_a_resume(dataset, tmp_path):

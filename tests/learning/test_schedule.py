@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import InputError, TrainConfig
-from learning.schedule import cycle_ends, learning_rate, with_other_budget
+from learning.schedule import GAIN, budget_of, learning_rate, next_cycle, with_other_budget
 
 
 @pytest.mark.parametrize(("length", "pct_start"), [(40, 0.3), (38, 0.25), (7, 0.1), (1000, 0.5), (3, 0.9)])
@@ -35,13 +35,20 @@ def test_equal_to_torchs_one_cycle(length, pct_start):
 
 
 def test_each_cycle_begins_anew():
-    config = TrainConfig(steps=10, cycles=3, early_exit_accuracy=0.9)
-    ends = cycle_ends(config, 99)
-    assert ends == [10, 30, 70]
+    config, ends = TrainConfig(steps=10, cycles=3, early_exit_accuracy=0.9), [10, 30, 70]
+    assert budget_of(config, 99) == 10
+    assert budget_of(TrainConfig(epochs=0.5), 99) == 50
     assert [learning_rate(step, ends, config) for step in range(10, 30)] == [
         learning_rate(step, [20], config) for step in range(20)
     ]
     assert learning_rate(30, ends, config) == learning_rate(0, [40], config)
+
+
+@pytest.mark.parametrize(
+    "steps, missing, length", [(40, GAIN, 40), (40, 3 * GAIN, 280), (100, 0.0, 25), (101, -0.01, 26), (1000, GAIN / 100, 250)]
+)
+def test_the_more_is_missing_the_longer_the_next_cycle(steps, missing, length):
+    assert next_cycle(steps, missing) == length
 
 
 def test_a_rise_of_one_step_divides_by_no_zero():
@@ -55,5 +62,5 @@ def test_other_budgets():
     assert with_other_budget([100, 150], 120, 300, config) == [100, 300]
     with pytest.raises(InputError, match="has already made 60 steps, and the new budget is 50"):
         with_other_budget([100], 60, 50, config)
-    with pytest.raises(InputError, match="5 OneCycles of doubling length.*train anew"):
+    with pytest.raises(InputError, match="up to 5 OneCycles.*train anew"):
         with_other_budget([100], 60, 200, TrainConfig(cycles=5, early_exit_accuracy=0.9))
