@@ -94,12 +94,11 @@ def build_network(
                 return model
             raise InputError(problem)
         problem = f"'{name}' takes neither (num_channels, num_classes) nor no arguments"
-        for args, kwargs in (
-            ((), {"num_channels": num_channels, "num_classes": num_classes, **(options or {})}),
-            ((num_channels, num_classes), {}),
-            ((), {"num_classes": num_classes}),
-            ((), {}),
-        ):
+        if options:
+            problem = f"'{name}' does not take num_channels, num_classes, {', '.join(options)}"
+        named = {"num_channels": num_channels, "num_classes": num_classes, **(options or {})}
+        others: list[tuple[tuple, dict]] = [((num_channels, num_classes), {}), ((), {"num_classes": num_classes}), ((), {})]
+        for args, kwargs in [((), named), *([] if options else others)]:
             try:
                 call = inspect.signature(found).bind(*args, **kwargs)
             except (TypeError, ValueError):

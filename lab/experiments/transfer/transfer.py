@@ -93,10 +93,9 @@ class Transfer(Experiment):
         images = {
             (seed, per_class): take_images(splits[seed], classes, per_class or None, seed) for seed in seeds for per_class in sizes
         }
+        others = dict.fromkeys(IMAGENET, imagenet_source(PIXELS)) if self.imagenet else {}
         source = find_source(self.source, self.pretrain, target, classes, self, folder)
-        sources = dict.fromkeys(METHODS, source)
-        if self.imagenet:
-            sources |= dict.fromkeys(IMAGENET, imagenet_source(PIXELS))
+        sources = dict.fromkeys(METHODS, source) | others
         for one in sources.values():
             if one.num_channels != target.num_channels:
                 raise InputError(
