@@ -3,6 +3,6 @@
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 . "$root/setup.sh"
-set_up requirements.txt requirements-export.txt requirements-serve.txt requirements-postgres.txt requirements-fit.txt requirements-dev.txt
+set_up requirements.txt requirements-export.txt requirements-serve.txt requirements-postgres.txt requirements-fit.txt requirements-imagenet.txt requirements-dev.txt
 cd "$root"
 exec "$venv/bin/python" -m pytest "$@"

@@ -57,7 +57,8 @@ class Train:
     resume: bool = False
     """Continue from the checkpoint in that folder, exactly as if the run had not stopped; a larger --epochs extends the run."""
     init: Path | None = None
-    """Start from these trained weights, with their network and normalisation; the last layer is new if the classes differ."""
+    """Start from these trained weights, with their network and normalisation; the last layer is new if the classes differ. A file,
+    or efficientnet_lite0[:PIXELS]: trained on ImageNet, enlarges images to 128 or PIXELS a side (requirements-imagenet.txt)."""
     skip_unreadable: bool = False
     """Leave unreadable image files out instead of refusing the folder."""
     report: bool = False
@@ -161,8 +162,8 @@ class Train:
         seed_everything(config.seed)
         about = {"preset": self.preset}
         if spec:
-            net: dict[str, Any] = {}
-            model = own.build(spec, dataset, found)
+            net: dict[str, Any] = before.get("net") or {}
+            model = own.build(spec, dataset, found, net)
             about |= own.card(spec)
         else:
             net = before["net"] if is_trained else preset.net
@@ -170,7 +171,7 @@ class Train:
         if start and self.init:
             take_weights(model, start, dataset, self.init)
         if is_trained:
-            about |= {"init": str(self.init) if start else before["init"], "mean": before["mean"], "std": before["std"]}
+            about |= {name: before[name] for name in ("init", "mean", "std")}
         try:
             table = summary(model, dataset.num_channels, dataset.image_size)
         except RuntimeError as error:  # of torchinfo, with a network of the user's own
@@ -292,12 +293,23 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
 
 
 def load_start(path: Path, spec: str) -> TrainedNetwork:
-    """The trained weights to start from, on the CPU; `spec` says where the user's own network is, if not where its card says."""
+    """The trained weights to start from, on the CPU: of a file, or those of ImageNet. `spec` says where the user's own network is,
+    if not where its card says."""
     import torch
 
+    from learning import efficientnet_lite
     from learning.inference import TrainedNetwork
 
-    return TrainedNetwork.load(path, torch.device("cpu"), spec)
+    cpu = torch.device("cpu")
+    pixels = efficientnet_lite.pixels_of(str(path))
+    if pixels is None:
+        start = TrainedNetwork.load(path, cpu, spec)
+        start.card["init"] = str(path)
+        return start
+    if spec:
+        raise InputError(f"{path} has a network of its own: leave out --model, or name another --init")
+    card = efficientnet_lite.card(pixels) | {"classes": [], "num_channels": 3, "image_size": [pixels, pixels]}
+    return TrainedNetwork(efficientnet_lite.trained_on_imagenet(pixels), card, cpu, torch.float32)
 
 
 def take_weights(model: nn.Module, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:

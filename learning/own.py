@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,20 @@ def find(spec: str) -> Callable[..., nn.Module] | nn.Module:
     return load_class(spec)
 
 
-def build(spec: str, dataset: ImageDataset, found: Callable[..., nn.Module] | nn.Module | None = None) -> nn.Module:
+def build(
+    spec: str,
+    dataset: ImageDataset,
+    found: Callable[..., nn.Module] | nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A new network of the class that `spec`, FILE.py:CLASS, names, for the images and classes of `dataset`.
 
-    `found` is that class where `find` has been called already. Raises InputError where it cannot be built, or cannot be trained.
+    `found` is that class where `find` has been called already, `options` are more arguments of it. Raises InputError where it
+    cannot be built, or cannot be trained.
     """
     from limits.loading import build_network
 
-    model = build_network(found or find(spec), spec, dataset.num_channels, dataset.num_classes, dataset.image_size)
+    model = build_network(found or find(spec), spec, dataset.num_channels, dataset.num_classes, dataset.image_size, options)
     demand_trainable(model, spec, dataset)
     return model
 
@@ -67,10 +73,12 @@ def load(spec: str, card: dict[str, Any], path: Path) -> nn.Module:
 
     Raises InputError where the file or the class is missing or cannot be built.
     """
-    from limits.loading import load_network
+    from limits.loading import build_network
 
     try:
-        model = load_network(spec, card["num_channels"], len(card["classes"]), tuple(card["image_size"]))
+        model = build_network(
+            find(spec), spec, card["num_channels"], len(card["classes"]), tuple(card["image_size"]), card.get("net")
+        )
     except InputError as error:
         raise InputError(f"{path} needs the network {spec}, and {error}; say where it is now with --model FILE.py:CLASS") from error
     if card.get("model_sha256") not in (None, _sha256(spec)):

@@ -212,6 +212,21 @@ PRESETS: dict[str, Preset] = {
             **_FINE,
         },
     ),
+    "finetune": Preset(
+        "all layers of trained weights (--init), at a low learning rate",
+        TrainConfig(
+            epochs=5,
+            batch_size=64,
+            max_lr=0.001,
+            beta2=0.99,
+            weight_decay=0.05,
+            label_smoothing=0.1,
+            ema_decay=0.997,
+            shift=2,
+            alternating_flip=True,
+            workers=0,
+        ),
+    ),
     "baseline": Preset(
         "the same network trained to the end, with augmentation",
         TrainConfig(epochs=20, batch_size=128, max_lr=0.01, weight_decay=0.05, augment=0.5, label_smoothing=0.1, ema_decay=0.99),

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -77,9 +77,14 @@ def load_network(spec: str, num_channels: int = 3, num_classes: int = 10, image_
 
 
 def build_network(
-    found: Callable[..., nn.Module] | nn.Module, spec: str, num_channels: int, num_classes: int, image_size: tuple[int, int]
+    found: Callable[..., nn.Module] | nn.Module,
+    spec: str,
+    num_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int],
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The network of `load_network`, of what `load_class` found."""
+    """The network of `load_network`, of what `load_class` found; `options` are more arguments that the class takes."""
     location, _, name = spec.rpartition(":")
     shape = (2, num_channels, *image_size)
     with _no_arguments(location), uncompiled():
@@ -89,12 +94,11 @@ def build_network(
                 return model
             raise InputError(problem)
         problem = f"'{name}' takes neither (num_channels, num_classes) nor no arguments"
-        for args, kwargs in (
-            ((), {"num_channels": num_channels, "num_classes": num_classes}),
-            ((num_channels, num_classes), {}),
-            ((), {"num_classes": num_classes}),
-            ((), {}),
-        ):
+        if options:
+            problem = f"'{name}' does not take num_channels, num_classes, {', '.join(options)}"
+        named = {"num_channels": num_channels, "num_classes": num_classes, **(options or {})}
+        others: list[tuple[tuple, dict]] = [((num_channels, num_classes), {}), ((), {"num_classes": num_classes}), ((), {})]
+        for args, kwargs in [((), named), *([] if options else others)]:
             try:
                 call = inspect.signature(found).bind(*args, **kwargs)
             except (TypeError, ValueError):

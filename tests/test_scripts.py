@@ -100,7 +100,7 @@ def check_out(parent: Path) -> Checkout:
     write_wheel(root, "pytest", "9.0", 'import os, sys\nprint("pytest", os.getcwd(), *sys.argv[1:], sep="|")\n')
     (root / "main.py").write_text(MAIN)
     (root / "requirements.txt").write_text("./tiny-1.0-py3-none-any.whl\n")
-    for optional in ("export", "serve", "postgres", "fit"):
+    for optional in ("export", "serve", "postgres", "fit", "imagenet"):
         (root / f"requirements-{optional}.txt").write_text("# no wheel of its own here\n")
     (root / "requirements-dev.txt").write_text("-r requirements.txt\n./pytest-9.0-py3-none-any.whl\n")
     return Checkout(root, elsewhere)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ class Part:
     config: TrainConfig
     measure: Callable[[Trainer], dict[str, Any]] | None = None
     """What else to keep of it: plain values."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """What the Trainer is told of the network: "mean" and "std" where images are normalised with those instead of their own."""
     keep_weights: bool = False
     whole: Callable[[nn.Module], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
     """State dict and card of the trained network as other commands load it: a part that has this may be kept as the best one."""
@@ -125,6 +127,7 @@ class Part:
             "classes": self.images.dataset.classes,
             "hardware": hardware(),
             "versions": versions(),
+            **({"card": self.card} if self.card else {}),
         }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -240,7 +243,7 @@ def _train(part: Part, path: Path, bar: tqdm) -> tuple[Outcome, Trainer]:
 
     model, dataset = part.fresh_model(), part.images.dataset
     mult_adds = count_mult_adds(model, dataset.num_channels, dataset.image_size)
-    trainer = Trainer(model, dataset, part.config, val_split=part.images.val, progress=bar)
+    trainer = Trainer(model, dataset, part.config, card=part.card, val_split=part.images.val, progress=bar)
     history = trainer.fit()
     few = Split(*(array[:MAX_TRAIN_EVALUATED] for array in dataset.train))
     _, train_accuracy = trainer.evaluate(few, torch.float32)

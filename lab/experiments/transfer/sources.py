@@ -6,9 +6,10 @@ import copy
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from images.sources import ImageDataset, Split
 from lab.common.command import Experiment
 from lab.common.trainings import take_images
 from lab.experiments.transfer.networks import net_features, net_name
+from learning import efficientnet_lite
 from learning.inference import TrainedNetwork
 from learning.presets import PRESETS
 from learning.weights import save_weights
@@ -47,6 +49,8 @@ class Source:
     """The name in the whole network of a tensor of a `Transferred` with these features."""
     card: dict[str, Any]
     """What a card says of how the whole network is built, with a new last layer: arguments of Net, or where its class is."""
+    normalisation: dict[str, Any] = field(default_factory=dict)
+    """"mean" and "std" of the images that the features need; nothing where they take those of the target's training images."""
 
 
 def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence[str], options: Experiment, folder: Path) -> Source:
@@ -55,6 +59,9 @@ def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence
     name, _, architecture = wanted.partition(":")
     if name == "torchvision" and not anew:
         return torchvision_source(architecture)
+    pixels = efficientnet_lite.pixels_of(wanted)
+    if pixels and not anew:
+        return imagenet_source(pixels)
     others = [other for other in target.classes if other not in classes]
     if wanted == "auto":
         if target.name == "digits":
@@ -91,7 +98,10 @@ def find_source(wanted: str, anew: bool, target: ImageDataset, classes: Sequence
     if anew:
         raise InputError(f"--pretrain trains the sources auto, cifar8 and mnist, not {wanted}")
     if not Path(wanted).exists():
-        raise InputError(f"unknown source '{wanted}': there are auto, cifar8, mnist, a weights file and torchvision:NAME")
+        raise InputError(
+            f"unknown source '{wanted}': there are auto, cifar8, mnist, {efficientnet_lite.NAME}, a weights file "
+            "and torchvision:NAME"
+        )
     return own_source(Path(wanted), Path(wanted).stem, target, classes)
 
 
@@ -153,6 +163,37 @@ def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[st
     )
 
 
+def imagenet_source(pixels: int) -> Source:
+    """EfficientNet-Lite0, trained on ImageNet, which enlarges images to `pixels` a side. Raises InputError where its package is
+    missing."""
+    trained = efficientnet_lite.trained_on_imagenet(pixels)
+    card = efficientnet_lite.card(pixels)
+    about = f"{card['init']}, {count_parameters(trained):,} parameters; images enlarged to {pixels}x{pixels} pixels"
+    return Source(
+        f"{efficientnet_lite.NAME}:{pixels}",
+        about,
+        3,
+        lambda: _headless(copy.deepcopy(trained), "head"),
+        lambda: _headless(efficientnet_lite.EfficientNetLite0(pixels=pixels), "head"),
+        partial(_whole_name, "head"),
+        card,
+        {name: card[name] for name in ("mean", "std")},
+    )
+
+
+def _headless(model: nn.Module, head: str) -> tuple[nn.Module, int]:
+    """`model` without its last linear layer, which is called `head`, and the number of features that came to it."""
+    features = cast(nn.Linear, model.get_submodule(head)).in_features
+    model.set_submodule(head, nn.Identity())
+    return model, features
+
+
+def _whole_name(head: str, name: str) -> str:
+    """The name in the whole network, whose last layer is called `head`, of a tensor of a `Transferred` with features without it."""
+    part, _, rest = name.partition(".")
+    return rest if part == "features" else f"{head}.{rest}"
+
+
 def torchvision_source(architecture: str) -> Source:
     """An ImageNet classifier of torchvision, whose weights are downloaded. Raises InputError where that is not possible."""
     import torchvision
@@ -168,22 +209,13 @@ def torchvision_source(architecture: str) -> Source:
             f"the weights of {architecture} are not here and cannot be downloaded ({error}): --source auto needs no network"
         ) from error
 
-    head = [(name, layer) for name, layer in trained.named_modules() if isinstance(layer, nn.Linear)][-1]
-
-    def headless(model: nn.Module) -> tuple[nn.Module, int]:
-        model.set_submodule(head[0], nn.Identity())
-        return model, head[1].in_features
-
-    def rename(name: str) -> str:
-        part, _, rest = name.partition(".")
-        return rest if part == "features" else f"{head[0]}.{rest}"
-
+    head = [name for name, layer in trained.named_modules() if isinstance(layer, nn.Linear)][-1]
     return Source(
         f"torchvision:{architecture}",
         f"{architecture} of torchvision, trained on ImageNet ({weights.meta['num_params']:,} parameters)",
         3,
-        lambda: headless(copy.deepcopy(trained)),
-        lambda: headless(torchvision.models.get_model(architecture)),
-        rename,
+        lambda: _headless(copy.deepcopy(trained), head),
+        lambda: _headless(torchvision.models.get_model(architecture), head),
+        partial(_whole_name, head),
         {"net": None, "model": f"torchvision.models:{architecture}"},
     )

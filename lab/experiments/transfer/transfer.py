@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -20,18 +20,22 @@ from lab.common.statements import compare, is_at_chance, listed, percent, select
 from utils import ROOT, STATED
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from lab.common.trainings import Images, Outcome, Part
     from lab.experiments.transfer.sources import Source
-
-    Whole = Callable[[nn.Module], tuple[dict[str, Tensor], dict[str, Any]]]
 
 METHODS = {
     "from scratch": "the same network with random weights",
     "frozen features": "the source's features as they are, a new linear layer",
     "fine-tuning": "the source's features and a new linear layer, all trained",
 }
+IMAGENET = {
+    "frozen ImageNet features": "those of EfficientNet-Lite0 as they are, a new linear layer",
+    "fine-tuning from ImageNet": "EfficientNet-Lite0's features and a new linear layer, all trained",
+}
+"""The methods that --imagenet adds; their source is always efficientnet_lite0."""
+FROZEN = ("frozen features", "frozen ImageNet features")
 MAX_LR = 0.01  # the same for all: of 0.003 to 0.1 best or near it for each after 20 epochs, on validation images of both targets
 
 
@@ -49,8 +53,12 @@ class Transfer(Experiment):
     classes: Annotated[tuple[str, ...], STATED] = ()
     """Names of two or more of its classes (default: cat dog of cifar10, star heart of shapes, else all)."""
     source: str = "auto"
-    """Trained features: auto, cifar8, mnist, a weights file of `train`, or torchvision:NAME (resnet18, mobilenet_v3_small, any
-    ImageNet classifier of torchvision; downloaded)."""
+    """Trained features: auto, cifar8, mnist, a weights file of `train`, efficientnet_lite0 or efficientnet_lite0:PIXELS (trained on
+    ImageNet, enlarges images to 128 or PIXELS a side; requirements-imagenet.txt), or torchvision:NAME (resnet18,
+    mobilenet_v3_small, any ImageNet classifier of torchvision; downloaded)."""
+    imagenet: bool = False
+    """Compare with features of ImageNet, too: efficientnet_lite0, frozen and fine-tuned (requirements-imagenet.txt). They cost some
+    ten times the others' time."""
     pretrain: bool = False
     """Retrain the source first; for cifar8 and mnist the one that ships in weights/."""
     per_class: Annotated[tuple[int, ...], STATED] = ()
@@ -72,8 +80,8 @@ class Transfer(Experiment):
         The weights of the best network of the first seed, whose test images are those of `train` and `evaluate` too, are kept.
         """
         from lab.common.trainings import best_of, run_parts, sizes_that_fit, take_images
-        from lab.experiments.transfer.networks import as_whole
-        from lab.experiments.transfer.sources import find_source
+        from lab.experiments.transfer.sources import find_source, imagenet_source
+        from learning.efficientnet_lite import PIXELS
 
         seeds, epochs = self.seed_range(self.seeds, 3, 2), self.epochs or ((1, 5) if self.quick else (1, 5, 20))
         if any(number < 0 for number in self.per_class) or any(number < 1 for number in epochs):
@@ -85,23 +93,26 @@ class Transfer(Experiment):
         images = {
             (seed, per_class): take_images(splits[seed], classes, per_class or None, seed) for seed in seeds for per_class in sizes
         }
+        others = dict.fromkeys(IMAGENET, imagenet_source(PIXELS)) if self.imagenet else {}
         source = find_source(self.source, self.pretrain, target, classes, self, folder)
-        if source.num_channels != target.num_channels:
-            raise InputError(
-                f"the source {source.name} takes images of {source.num_channels} channels, those of {target.name} have "
-                f"{target.num_channels}: choose another --source"
-            )
-        whole = partial(as_whole, source.rename, source.card | {"data": target.content()})
+        sources = dict.fromkeys(METHODS, source) | others
+        for one in sources.values():
+            if one.num_channels != target.num_channels:
+                raise InputError(
+                    f"the source {one.name} takes images of {one.num_channels} channels, those of {target.name} have "
+                    f"{target.num_channels}: choose another {'--source' if one is source else '--target, or leave out --imagenet'}"
+                )
+        data = target.content()
         parts = [
-            make_part(method, source, taken, per_class, number, seed, self.device, whole if seed == self.first_seed else None)
+            make_part(method, one, taken, per_class, number, seed, self.device, data if seed == self.first_seed else None)
             for (seed, per_class), taken in images.items()
             for number in dict.fromkeys(epochs)
-            for method in METHODS
+            for method, one in sources.items()
         ]
         name = self.page_name(target.name)
         best = folder / f"{name}.safetensors"
         outcomes = run_parts(parts, folder / "parts", best)
-        page = make_page(name, parts, outcomes, source)
+        page = make_page(name, parts, outcomes, list(dict.fromkeys(one.about for one in sources.values())))
         page.observations = [*page.observations, about_best(best_of(parts, outcomes), best)]
         return page
 
@@ -145,14 +156,15 @@ def build(method: str, source: Source, num_classes: int) -> nn.Module:
     if method == "from scratch":
         features, num_features = source.untrained()
         return FromScratch(features, num_features, num_classes)
-    return Transferred(*source.features(), num_classes, frozen=method == "frozen features")
+    return Transferred(*source.features(), num_classes, frozen=method in FROZEN)
 
 
 def make_part(
-    method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str, whole: Whole | None
+    method: str, source: Source, images: Images, per_class: int, epochs: int, seed: int, device: str, data: dict | None
 ) -> Part:
-    """One training, of which `whole` makes a network for other commands."""
+    """One training. With `data`, what a card says of the target's content, its network may be kept for other commands."""
     from lab.common.trainings import Part
+    from lab.experiments.transfer.networks import as_whole
 
     count = len(images.dataset.train.labels)
     batch = min(count, max(8, min(128, count // 8)))
@@ -163,7 +175,8 @@ def make_part(
         partial(build, method, source, images.dataset.num_classes),
         images,
         config,
-        whole=whole,
+        card=source.normalisation,
+        whole=None if data is None else partial(as_whole, source.rename, source.card | {"data": data}),
     )
 
 
@@ -178,15 +191,16 @@ def about_best(outcome: Outcome, path: Path) -> str:
     )
 
 
-def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], source: Source) -> Page:
+def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sources: Sequence[str]) -> Page:
     """Accuracy against images a class for each number of epochs, and against epochs for each number of images."""
     images = parts[0].images
     dataset = images.dataset
     sizes, epochs = sorted({part.facts["images"] for part in parts}), sorted({part.facts["epochs"] for part in parts})
     seeds = sorted({part.facts["seed"] for part in parts})
+    methods = {part.facts["method"]: (METHODS | IMAGENET)[part.facts["method"]] for part in parts}
     runs = {
         (method, count, number): select(outcomes, method=method, images=count, epochs=number)
-        for method in METHODS
+        for method in methods
         for count in sizes
         for number in epochs
     }
@@ -200,8 +214,8 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sou
         __doc__,
         dataset.name,
         setup=[
-            ("source", source.about),
-            ("target", f"{dataset.name}, classes {', '.join(dataset.classes)}, none of whose images the source was trained on"),
+            *(("source", about) for about in sources),
+            ("target", f"{dataset.name}, classes {', '.join(dataset.classes)}, none of whose images a source was trained on"),
             (
                 "training images",
                 f"{', '.join(names.values())} a class ({sizes[-1]:,} in all at most); with the same seed the fewer "
@@ -218,7 +232,7 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sou
                 f"{len(dataset.test.labels):,}, never trained on, evaluated once after each training"
                 + ("; others for each seed, a fifth of each class" if splits_differ else ""),
             ),
-            *METHODS.items(),
+            *methods.items(),
             (
                 "training",
                 f"AdamW, OneCycle to {MAX_LR:g}, {', '.join(map(str, epochs))} epochs, each a training of its own; batches of "
@@ -231,13 +245,13 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sou
     )
     by_images = {
         f"{number} epoch{'s' * (number > 1)}": {
-            method: {count: [100 * a for a in accuracy[method, count, number]] for count in sizes} for method in METHODS
+            method: {count: [100 * a for a in accuracy[method, count, number]] for count in sizes} for method in methods
         }
         for number in epochs
     }
     by_epochs = {
         f"{names[count]} images a class": {
-            method: {number: [100 * a for a in accuracy[method, count, number]] for number in epochs} for method in METHODS
+            method: {number: [100 * a for a in accuracy[method, count, number]] for number in epochs} for method in methods
         }
         for count in sizes
     }
@@ -258,14 +272,14 @@ def make_page(name: str, parts: Sequence[Part], outcomes: Sequence[Outcome], sou
     page.add(
         "The numbers",
         Table(
-            ("images a class", "epochs", *METHODS, "seconds: " + ", ".join(METHODS)),
+            ("images a class", "epochs", *methods, "seconds: " + ", ".join(methods)),
             [
                 (
                     names[count],
                     str(number),
-                    *(percent(accuracy[method, count, number]) for method in METHODS),
+                    *(percent(accuracy[method, count, number]) for method in methods),
                     ", ".join(
-                        f"{np.mean([o.history.total_seconds for o in runs[method, count, number]]):.1f}" for method in METHODS
+                        f"{np.mean([o.history.total_seconds for o in runs[method, count, number]]):.1f}" for method in methods
                     ),
                 )
                 for count in sizes
@@ -290,10 +304,10 @@ def observations(
     scratch, frozen, tuned = METHODS
     long, says = epochs[-1], []
     passes = f"{long} epoch{'s' * (long > 1)}"
-    spoken = {scratch: "training from scratch", frozen: frozen, tuned: tuned}
+    spoken = {method: "training from scratch" if method == scratch else method for method, *_ in accuracy}
     means = {key: float(np.mean(values)) for key, values in accuracy.items()}
     for count in sizes:
-        values = {spoken[method]: accuracy[method, count, long] for method in METHODS}
+        values = {spoken[method]: accuracy[method, count, long] for method in spoken}
         best = max(values, key=lambda method: float(np.mean(values[method])))
         others = [method for method in values if method != best]
         sentences = [compare("Test accuracy", best, values[best], method, values[method], images, chance) for method in others]

