@@ -32,7 +32,7 @@ from model import Net
 from training import Trainer
 from utils import ROOT, seed_everything
 
-SPRINT = replace(PRESETS["sprint"].train, cycles=1, early_exit_accuracy=None, val_images=5000)
+SPRINT = replace(PRESETS["sprint"].train, early_exit_accuracy=None, val_images=5000)
 
 
 class Unwhitened(Net):
@@ -68,7 +68,7 @@ def run(dataset: data.ImageDataset, variant: str, seed: int) -> tuple[float, flo
     """Validation accuracy and seconds of training (with the evaluation of 5,000 images) of one run."""
     network, arguments, overrides = VARIANTS[variant]
     seed_everything(seed)
-    history = Trainer(network(3, 10, **arguments), dataset, replace(SPRINT, seed=seed, **overrides)).fit()
+    history = Trainer(network(3, 10, **(PRESETS["sprint"].net | arguments)), dataset, replace(SPRINT, seed=seed, **overrides)).fit()
     return history.evaluations[-1].val_accuracy, history.total_seconds
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from images.data import ImageDataset
     from model import Net
     from training import Trainer
+
+MOST = 32
+"""The first cycle of the larger network sees at most so many times the images of the training that missed the target."""
 
 
 @dataclasses.dataclass
@@ -137,20 +141,13 @@ def run_once(
 
     Returns the run's entry in the record, all but `process_seconds`, and the Trainer as it stopped.
     """
-    from learning.fitting import fit_to_data, say_limits
-    from learning.log import Log
-    from training import Trainer
-
     demand_writable(ROOT / "weights")
-    preset = get_preset(preset_name)
-    config = fit_to_data(dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target), dataset)
-    seed_everything(seed)
-    model = network(dataset.num_channels, dataset.num_classes, **preset.net)
-    print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
-    card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
-    trainer = Trainer(model, dataset, config, card=card, observer=Log())
-    say_limits(dataset, trainer.val_split)
-    history = trainer.fit()
+    trainer = _trained(dataset, preset_name, seed, target, network)
+    first, larger = trainer.history, get_preset(preset_name).larger
+    if larger and not first.reached:
+        print(f"{target:.1%} is not reached: the larger network of the preset {larger} is trained instead", flush=True)
+        trainer = _trained(dataset, larger, seed, target, network, after=trainer)
+    history = trainer.history
 
     path = weights_path(f"{preset_name}-{dataset.file_name}", dataset.name)
     is_replaced = path.exists()
@@ -171,9 +168,41 @@ def run_once(
         "test_accuracy": history.test_accuracy,
         "test_passes": history.test_passes,
         "images_seen": history.images_seen,
-        "parameters": card["parameters"],
+        "parameters": trainer.card["parameters"],
     }
     return entry, trainer
+
+
+def _trained(
+    dataset: ImageDataset, preset_name: str, seed: int, target: float, network: type[Net], after: Trainer | None = None
+) -> Trainer:
+    """A training of the preset, finished. `after` is one that missed the target: it says how many images are needed, and what
+    it has spent and seen counts here too."""
+    from learning.fitting import fit_to_data, say_limits
+    from learning.log import Log
+    from learning.schedule import images_needed
+    from training import Trainer
+
+    preset = get_preset(preset_name)
+    config = dataclasses.replace(preset.train, seed=seed, early_exit_accuracy=target)
+    if after:
+        missing = target + config.early_exit_margin - after.history.evaluations[-1].val_accuracy
+        images = min(images_needed(after.history.images_seen, missing), MOST * after.history.images_seen)
+        config = dataclasses.replace(config, steps=math.ceil(images / config.batch_size))
+    config = fit_to_data(config, dataset)
+    seed_everything(seed)
+    model = network(dataset.num_channels, dataset.num_classes, **preset.net)
+    print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
+    card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
+    trainer = Trainer(model, dataset, config, card=card, observer=Log())
+    say_limits(dataset, trainer.val_split)
+    if after:
+        trainer.seconds_before = time.perf_counter() - after.started
+    trainer.fit()
+    if after:
+        trainer.history.test_passes += after.history.test_passes
+        trainer.history.images_seen += after.history.images_seen
+    return trainer
 
 
 def weights_path(name: str, dataset: str) -> Path:
