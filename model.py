@@ -61,9 +61,11 @@ class DilatedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # which compiles no table of taps
+            return self._conv_forward(x, self.weight, self.bias)
         n, c, h, w = x.shape
         if not self.training or h * w > TINY or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
+            return self._conv_forward(x, self.weight, self.bias)
         kernel = self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (out_channels, taps, in_channels)
         kernel = F.pad(kernel, (0, 0, 0, 1))  # one more tap, zero, for what lies too far apart
         matrix = kernel.index_select(1, _taps(h, w, self.kernel_size[0], self.dilation[0]))
@@ -217,7 +219,7 @@ class MaxPoolReLU(nn.MaxPool2d):
     """Max-pooling, then ReLU: equal to ReLU before it, with fewer pixels to do."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x), inplace=True)
+        return F.relu(F.max_pool2d(x, self.kernel_size), inplace=True)
 
 
 class WhiteningConv2d(nn.Conv2d):
@@ -412,9 +414,11 @@ class Model(Net):
         """
         if x.dtype.is_floating_point:
             dtype = torch.float32
-        x = x.to(dtype, copy=True)
-        mean, std = (torch.empty_like(x[:1]).copy_(constant) for constant in (self.mean, self.std))
-        return x.sub_(mean).div_(std)
+        layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+        mean, std = (
+            constant.to(dtype).expand(1, *x.shape[1:]).contiguous(memory_format=layout) for constant in (self.mean, self.std)
+        )
+        return x.to(dtype, copy=True).sub_(mean).div_(std)
 
 
 def _cpu_has_bf16() -> bool:

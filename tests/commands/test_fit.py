@@ -186,7 +186,7 @@ def test_two_processes_work_on_one_study(task, tmp_path: Path, place: str) -> No
     assert [process.returncode for process in both] == [0, 0], ended
     numbers = [re.findall(r"^network (\d+):", output, re.MULTILINE) for output, _ in ended]
     assert numbers[0] and numbers[1] and not {*numbers[0]} & {*numbers[1]}
-    limits = read(task[3]).model_dump(mode="json", exclude={"name", "about", "preset", "dataset"})
+    limits = read(task[3]).model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
     classes = [str(label) for label in range(10)]
     about = {"data": {"classes": classes, "images": 200, "size": [32, 32]}, "limits": limits}
     study = open_study(place, about, 1.0)

@@ -73,7 +73,7 @@ def test_small_arrays(tmp_path, monkeypatch, arguments, capsys):
 
 def test_budget_that_the_user_sets_wins_over_the_presets():
     assert (train_defaults(["train", "--preset", "sprint", "--epochs", "2"]).config.steps) == 0
-    assert (train_defaults(["train", "--preset=sprint"]).config.steps) == 40
+    assert (train_defaults(["train", "--preset=sprint"]).config.steps) == 50
     with pytest.raises(InputError, match="--epochs and --steps are two ways"):
         train_defaults(["train", "--epochs", "2", "--steps=7"])
     assert train_defaults(["train", "--no-flip", "--max-lr", "1"]).given == ("flip", "max_lr")
@@ -213,7 +213,7 @@ def test_what_the_accuracies_leave_open_is_said(trained, tmp_path, capsys):
     assert "with 32x32 pixels in RGB, to which 30 of 30 were scaled or converted" in errors
     assert run(*command, "--val-images", 0, "--out", tmp_path / "none") == 0
     errors = capsys.readouterr().err
-    assert "no validation images: the training images stand in" in errors and "only 6 test images" in errors
+    assert "no validation images: the training images are used instead" in errors and "only 6 test images" in errors
 
 
 def test_classes_of_the_teacher_of_a_preset(trained, tmp_path, capsys):

@@ -246,7 +246,7 @@ def test_large_photograph_is_read_as_it_would_be_in_full(tmp_path):
     noise.save(tmp_path / "photo.jpg", quality=95)
     noise.save(tmp_path / "photo.png")
     (small, _), (full, _) = (read_image(tmp_path / name, 3, 32, 32) for name in ("photo.jpg", "photo.png"))
-    assert np.abs(small.astype(int) - full).mean() < 3
+    assert np.abs(small.astype(int) - full).mean() < 4
 
 
 def test_floating_point_pixels_are_refused(tmp_path):

@@ -38,8 +38,8 @@ def test_rows_of_known_layers():
     rows = {row.path: row for row in layers.rows("sprint")}
     assert rows["C1.0"].shape == (32, 15, 15)
     assert rows["C1.0"].receptive_field == 4
-    assert rows["C3.0.conv"].parameters == 64 * 96 * 9
-    assert rows["C3.0.conv"].mult_adds == 64 * 96 * 9 * 9
+    assert rows["C3.0.conv"].parameters == 32 * 64 * 9
+    assert rows["C3.0.conv"].mult_adds == 32 * 64 * 9 * 9
     assert rows["C3.0.conv"].what == "dense 3x3, dilation 2"
     assert "+ r" in rows["C4.0.norm"].formula
 
