@@ -55,8 +55,8 @@ LONG = frozenset(
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes for `-n auto`: one more than there are cores, since many tests wait for processes that they have started."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Processes for `-n auto`: two more than there are cores, since many tests wait for processes that they have started."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -51,6 +51,7 @@ def run_script(folder: Path, installed: Path, text: str) -> subprocess.Completed
     return subprocess.run([sys.executable, "script.py"], cwd=folder, env=environment, text=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_beside_modules_of_the_same_names(installed, tmp_path):
     (example,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 10

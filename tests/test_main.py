@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import main
 import processes
+from commands.sprint import MOST
 from conftest import ALL_THREADS, DATA, ROOT, assert_refused, needs_cifar10, run_main
 from learning.presets import PRESETS
 from processes import wait_for
@@ -245,13 +247,32 @@ def test_sprint_over_seeds_writes_the_record(shapes_npz, tmp_path):
 def test_missed_target_is_status_3(shapes_npz, tmp_path, monkeypatch, capsys):
     """In this process, so that the budget can be made small."""
     sprint = PRESETS["sprint"]
-    monkeypatch.setitem(PRESETS, "sprint", replace(sprint, train=replace(sprint.train, steps=3, cycles=1)))
+    monkeypatch.setitem(PRESETS, "sprint", replace(sprint, train=replace(sprint.train, steps=3), larger=""))
     file = tmp_path / "record.json"
     assert main.main(["sprint", "--dataset", f"npz:{shapes_npz}", "--target", "0.97", "--json", str(file)]) == 3
     record = json.loads(file.read_text())
     assert record["misses"] == 1
     assert not record["runs"][0]["reached"]
     assert "NOT reached 97.0%" in capsys.readouterr().out
+
+
+def test_missed_target_goes_over_to_the_larger_network(shapes_npz, tmp_path, monkeypatch, capsys):
+    """What the first has spent and seen counts; how long the second trains depends on what was missing."""
+    sprint, larger = PRESETS["sprint"], PRESETS["sprint-larger"]
+    monkeypatch.setitem(PRESETS, "sprint", replace(sprint, train=replace(sprint.train, steps=2)))
+    monkeypatch.setitem(PRESETS, "sprint-larger", replace(larger, train=replace(larger.train, steps=1, cycles=1)))
+    file = tmp_path / "record.json"
+    assert main.main(["sprint", "--dataset", f"npz:{shapes_npz}", "--target", "0.97", "--json", str(file)]) == 3
+    (run,) = json.loads(file.read_text())["runs"]
+    output = capsys.readouterr().out
+    assert "97.0% is not reached: the larger network of the preset sprint-larger is trained" in output
+    assert run["images_seen"] == 2 * 128 + MOST * 2 * 128  # so much is missing that the cap holds
+    assert run["test_passes"] == 2
+    assert 100_000 < run["parameters"] < 200_000
+    weights = Path(output.split("weights in ")[1].split()[0])
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert card["preset"] == "sprint-larger"
+    assert card["seconds"] == run["seconds"]
 
 
 @needs_cifar10

@@ -39,6 +39,7 @@ def test_outputs_are_stripped(notebook):
         assert cell.outputs == [] and cell.execution_count is None and cell.metadata == {}
 
 
+@pytest.mark.slow
 def test_it_runs_whole(notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     first, data, *_ = code_cells(notebook)

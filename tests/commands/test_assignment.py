@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import Tags, assert_refused, run_main
@@ -97,12 +98,13 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_train_and_report(tmp_path: Path, shapes_npz: Path) -> None:
-    rules, out = tmp_path / "mine.toml", tmp_path / "run"
+    rules, out, few = tmp_path / "mine.toml", tmp_path / "run", tmp_path / "few.npz"
+    np.savez(few, **{name: array[: 600 if "train" in name else 100] for name, array in np.load(shapes_npz).items()})
     rules.write_text(
         'preset = "mnist-8k"\nmax_parameters = 1_000_000\nforbid = ["max_pool"]\n'
         "target_accuracy = 0.02\nlast_epochs = 1\nmax_epochs = 1\n[bonus]\nmin_receptive_field = 1000\n"
     )
-    options = ("--dataset", f"npz:{shapes_npz}", "--epochs", 1, "--out", out, "--report", "--threads", 1)
+    options = ("--dataset", f"npz:{few}", "--epochs", 1, "--out", out, "--report", "--threads", 1)
     result = run_main("train", "--assignment", rules, *options)
     assert result.returncode == 1, result.stderr  # for max_pool
     assert "note: the network fails demands of the assignment mine: no max-pooling" in result.stderr

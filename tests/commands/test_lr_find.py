@@ -91,6 +91,7 @@ def test_weights_optimizer_random_states_and_next_batches_are_untouched(dataset,
     assert not same(state_of(trainer), before)
 
 
+@pytest.mark.slow
 def test_auto_is_the_same_training_as_with_the_rate_that_it_found(shapes_npz, tmp_path):
     common = ("train", "--dataset", f"npz:{shapes_npz}", "--augment", 0, "--cutmix", 0.5, "--val-images", 500, "--steps", 8)
     result = run_main(*common, "--max-lr", "auto", "--out", tmp_path / "auto")

@@ -150,6 +150,7 @@ def submission(folder, text=SUBMISSION):
     return folder
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_a_submission_runs_seeded_and_without_this_project_on_its_path(tmp_path):
     results = [

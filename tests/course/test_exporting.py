@@ -127,6 +127,7 @@ def gradescope(autograder: tuple[Path, dict[str, str]], submission: Path) -> dic
     return json.loads((root / "results" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_gradescope_grades_as_we_do(ours, autograder):
     folder, entries = ours
     results = gradescope(autograder, folder / "good")
@@ -157,6 +158,7 @@ def test_gradescope_grades_as_we_do(ours, autograder):
     assert "seed 0: stopped by target" in teachers["output"]
 
 
+@pytest.mark.slow
 def test_gradescope_names_what_is_refused(ours, autograder, tmp_path):
     shutil.copytree(ours[0] / "good", tmp_path / "zip" / "in-a-folder")
     (tmp_path / "zip" / "in-a-folder" / "model.py").write_text("import os\n")
@@ -244,6 +246,7 @@ SPY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="it gives up root's rights")
 def test_without_a_sandbox_a_submission_does_not_find_the_labels(ours, bundle, tmp_path):
     """As in Codabench's containers: without namespaces, and without the right to become another user."""
@@ -264,6 +267,7 @@ def test_without_a_sandbox_a_submission_does_not_find_the_labels(ours, bundle, t
         shutil.rmtree(app.parent)
 
 
+@pytest.mark.slow
 def test_the_workflow_for_github_grades_as_we_do(ours, tmp_path):
     folder, entries = ours
     repository = tmp_path / "repository"

@@ -180,6 +180,7 @@ def test_whose_lease_was_taken_away_writes_nothing(postgres, address, monkeypatc
     ]
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_for_as_long_as_the_training_takes(postgres, address):
     class Long(Exam):
         def run(self, files, seed, on_progress, inspect=False):

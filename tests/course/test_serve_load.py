@@ -44,6 +44,7 @@ def test_a_loss_is_noticed(tmp_path, monkeypatch):
     assert len(losses) == 2 and all(loss.startswith("s0001: ") for loss in losses)
 
 
+@pytest.mark.slow
 def test_it_ends_with_ctrl_c_while_pages_are_open(tmp_path):
     """And until then it keeps idle connections, which clients give up after 5 s: an upload on one that is ending would be lost."""
     with Store(tmp_path / "s.sqlite") as store:

@@ -74,8 +74,13 @@ def log_in(page, token: str) -> None:
     page.wait_for_selector("nav")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        ("phone", "dark"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("phone", "light"), ("desktop", "light"), ("desktop", "dark")]),
+    ],
+)
 def test_log_in_upload_and_watch(server, browser, tmp_path, size, scheme):
     width, height = SIZES[size]
     is_phone = size == "phone"

@@ -60,6 +60,7 @@ def test_ring_has_a_hole_and_circle_has_none():
     assert covered_at_centroid("ring") < 0.1
 
 
+@pytest.mark.slow
 def test_linear_classifier_stays_under_30_percent():
     """Ridge regression on all pixels, at the best of several strengths chosen on the very test images."""
     (train_x, train_y), (test_x, test_y) = shapes.render(0, 2000), shapes.render(1, 500)

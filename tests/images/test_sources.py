@@ -85,6 +85,7 @@ def test_cifar10_file_with_a_wrong_md5_is_named_and_not_unpickled(tmp_path, monk
     assert not canary.exists()
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_real_cifar10():
     """In a process of its own: the numbers everybody knows, no slow import, less than 2 GB."""

@@ -58,6 +58,7 @@ def test_teacher_answers_as_on_images_of_its_own_normalisation(dataset, teacher_
     torch.testing.assert_close(logits, network.logits(images, torch.float32), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_student_of_the_teacher_alone_becomes_like_it(dataset, teacher_path):
     seed_everything(0)
     config = replace(SMALL, teacher=(str(teacher_path),), teacher_weight=1.0)
@@ -117,6 +118,7 @@ def test_missing_teacher_is_one_line(shapes_npz, tmp_path):
     assert_refused(result, "teacher file missing", "Train one")
 
 
+@pytest.mark.slow
 def test_resumed_run_of_a_student_is_the_same(dataset, teacher_path, tmp_path):
     config = replace(SMALL, steps=60, batch_size=32, teacher=(str(teacher_path),), checkpoint_every=10)
 

@@ -126,6 +126,7 @@ def test_many_images_are_evaluated_some_at_a_time():
         assert torch.allclose(logits[-3:], model(images[-3:]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason="CIFAR-10 is not in data/")
 def test_few_images_suffice_for_a_linear_classifier_on_the_features(trained):
     """Guessing has 10% right; tensors in the wrong places have little more."""
@@ -169,6 +170,7 @@ def test_fine_tuned_weights_work_with_other_commands(trained, hundred, tmp_path)
     assert load_weights(tmp_path / "next" / "model.safetensors")[1]["net"] == {"pixels": 32}  # the network of the weights
 
 
+@pytest.mark.slow
 def test_export_gives_the_same_probabilities(tmp_path):
     from learning.inference import TrainedNetwork
     from results.export import Deployed, export

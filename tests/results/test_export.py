@@ -50,6 +50,7 @@ def onnx_file(weights) -> Path:
     return weights.with_suffix(".onnx")
 
 
+@pytest.mark.slow
 def test_images_of_any_size_are_answered_as_on_the_command_line(weights, onnx_file):
     network = TrainedNetwork.load(weights, torch.device("cpu"))
     run = export.runner(onnx_file, "onnx")

@@ -103,6 +103,7 @@ def test_the_same_stands_in_markdown(run):
     assert ["augment", "0.5"] in cells and len([row for row in cells if row[0] == "GAP"]) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_the_same_page_anew(run, data, tmp_path):
     before = (run / "report.html").read_text()
     words = ("--author", "Ada <Lovelace>", "--notes", data / "notes.md")

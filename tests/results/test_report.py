@@ -190,7 +190,12 @@ def test_names_from_a_users_folders_cannot_break_out(tmp_path):
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize(
     ("num_classes", "channels", "evaluations", "perfect"),
-    [(2, 1, 1, False), (10, 1, 0, True), (20, 3, 60, False), (100, 3, 3, False)],
+    [
+        (2, 1, 1, False),
+        (10, 1, 0, True),
+        pytest.param(20, 3, 60, False, marks=pytest.mark.slow),
+        pytest.param(100, 3, 3, False, marks=pytest.mark.slow),
+    ],
 )
 def test_unusual_runs(tmp_path, num_classes, channels, evaluations, perfect):
     test, logits = make_test(num_classes, channels, perfect=perfect)

@@ -46,6 +46,7 @@ def test_more_data(tmp_path, capsys):
     assert "1,097 training images and with 80: " in out and "The lead of Grayscale1Convolution over FC_only is" in out
 
 
+@pytest.mark.slow
 def test_the_quick_ladder_compares_networks_that_have_learned(tmp_path):
     assert run_lab("cifar-ladder", "--quick", "--out", tmp_path) == 0
     kept = [json.loads(path.read_text()) for path in tmp_path.glob("parts/*.json")]

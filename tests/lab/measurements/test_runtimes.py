@@ -54,6 +54,7 @@ def test_inputs_have_the_layout(inputs, layout, monkeypatch):
         assert network.C2[0].conv.weight.is_contiguous(memory_format=runtimes.LAYOUTS[layout])
 
 
+@pytest.mark.slow
 def test_measure_runs_each_in_a_process_and_survives_a_failure(noise):
     jobs = [
         Job(variant, "inference", precision, "channels_last", "cpu", 64)

