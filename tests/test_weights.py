@@ -49,7 +49,7 @@ def test_card_says_what_the_file_holds(path):
 
 
 QUICK = ("fast85",)  # the others take up to half a minute
-EVERY = {"teacher": 10, "teacher_cutmix": 10, "cifar100": 4}  # of these large ones, every so many test images
+EVERY = {"accurate": 4, "teacher": 10, "teacher_cutmix": 10, "cifar100": 4}  # of these large ones, every so many test images
 
 
 @pytest.mark.parametrize(

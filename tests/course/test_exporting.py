@@ -207,7 +207,8 @@ def lay_out(bundle: Path, submission: Path, folder: Path) -> tuple[Path, list[st
     return app, command.replace("/app", str(app)).split()
 
 
-@pytest.mark.parametrize("name", ["good", pytest.param("bad", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["good", "bad"])
 def test_codabench_grades_as_we_do(ours, bundle, tmp_path, name):
     folder, entries = ours
     app, command = lay_out(bundle, folder / name, tmp_path)

@@ -74,7 +74,7 @@ def test_a_network_that_ships_keeps_its_accuracy(tmp_path):
     size = {}
     for format, least_equal in (("onnx", "100.00%"), ("int8", "9")):
         out = tmp_path / format
-        result = run_main("export", ROOT / "weights" / "slim.safetensors", "--format", format, "--out", out, "--data-dir", DATA)
+        result = run_main("export", ROOT / "weights" / "fast85.safetensors", "--format", format, "--out", out, "--data-dir", DATA)
         assert result.returncode == 0, result.stderr
         found = re.search(
             r"accuracy ([\d.]+)% on 10,000 test images, ([\d.]+)% by the original; (\S+) equal answers", result.stdout
