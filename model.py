@@ -241,8 +241,10 @@ class WhiteningConv2d(nn.Conv2d):
     def whiten(self, images: Tensor) -> None:
         """Set the filters from `images` (N, C, H, W), float, normalised as the network's input will be."""
         size = self.weight[0].numel()
-        patches = F.unfold(images.float(), self.kernel_size, stride=self.stride).transpose(1, 2).reshape(-1, size)
-        eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(patches.T))  # in ascending order
+        patches = F.unfold(images.float(), self.kernel_size, stride=self.stride)  # (N, size, patches of an image)
+        mean = patches.mean((0, 2))
+        covariance = (patches @ patches.mT).mean(0) / patches.shape[2] - mean.outer(mean)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)  # in ascending order
         count = min(self.out_channels // 2, size)
         # The floor keeps directions in which real images hardly vary (flat borders) from being blown up.
         scaled = eigenvectors / (eigenvalues + 1e-3 * eigenvalues.mean()).sqrt()
