@@ -93,7 +93,7 @@ _FIFTY = {
 PRESETS: dict[str, Preset] = {
     "sprint": Preset("55% on CIFAR-10 in the fewest seconds", _SPRINT, {"widths": (32, 32, 64, 64)}, larger="sprint-larger"),
     "sprint-larger": Preset(
-        "the larger network, to which a sprint goes over on a data set that is too hard for its own",
+        "the larger network, which a sprint trains instead where its own misses the target",
         replace(_SPRINT, steps=100, cycles=3, batch_size=256, max_lr=0.017),
     ),
     "teacher": Preset(
@@ -232,7 +232,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "baseline": Preset(
-        "the same network trained to the end, with augmentation",
+        "the network of sprint-larger trained to the end, with augmentation",
         TrainConfig(epochs=20, batch_size=128, max_lr=0.01, weight_decay=0.05, augment=0.5, label_smoothing=0.1, ema_decay=0.99),
     ),
 }
