@@ -48,10 +48,9 @@ class DilatedDepthwiseConv2d(nn.Conv2d):  # torchinfo counts the mult-adds of wh
 
 
 class DilatedConv2d(nn.Conv2d):
-    """A dilated convolution, which trains on tiny maps as one matrix product.
+    """A dilated convolution, which trains on tiny maps as one matrix product over the pixels that each output sees (im2col).
 
-    On a map hardly larger than the kernel, every output sees nearly every input, as in a linear layer. There the backward pass
-    of the fp32 kernel on CPUs takes nearly three times as long as that of an undilated convolution (docs/sprint.md).
+    There the backward pass of the fp32 kernel on CPUs takes three times as long as that of an undilated one (docs/sprint.md).
 
     Shape: (N, in_channels, H, W) -> (N, out_channels, H, W), any float dtype; odd square kernels, no bias, stride 1.
     """
@@ -61,29 +60,22 @@ class DilatedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # which compiles no table of taps
+        if torch.jit.is_scripting():  # which compiles no table of pixels
             return self._conv_forward(x, self.weight, self.bias)
-        n, c, h, w = x.shape
+        n, _, h, w = x.shape
         if not self.training or h * w > TINY or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return self._conv_forward(x, self.weight, self.bias)
-        kernel = self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (out_channels, taps, in_channels)
-        kernel = F.pad(kernel, (0, 0, 0, 1))  # one more tap, zero, for what lies too far apart
-        matrix = kernel.index_select(1, _taps(h, w, self.kernel_size[0], self.dilation[0]))
-        y = F.linear(x.permute(0, 2, 3, 1).reshape(n, -1), matrix.view(self.out_channels * h * w, h * w * c))
-        return y.view(n, self.out_channels, h, w).contiguous(memory_format=torch.channels_last)
+        pixels = F.pad(x.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, 1, 0))  # pixel 0 is the border
+        seen = pixels.index_select(1, _pixels_seen(h, w, self.kernel_size[0], self.dilation[0]))
+        y = F.linear(seen.view(n * h * w, -1), self.weight.permute(0, 2, 3, 1).flatten(1))
+        return y.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)
-def _taps(height: int, width: int, kernel_size: int, dilation: int) -> Tensor:
-    """For each pixel of the output, then each of the input, the tap of the kernel that joins them, kernel_size**2 for none."""
-    rows, columns = (torch.arange(size)[None] - torch.arange(size)[:, None] for size in (height, width))
-    taps = []
-    for offsets in (rows, columns):
-        tap, reach = offsets // dilation + kernel_size // 2, dilation * (kernel_size // 2)
-        taps.append(torch.where((offsets % dilation == 0) & (offsets.abs() <= reach), tap, -1))
-    row_taps, column_taps = taps[0][:, None, :, None], taps[1][None, :, None, :]  # (output row, output column, input row, column)
-    joined = torch.where((row_taps >= 0) & (column_taps >= 0), row_taps * kernel_size + column_taps, kernel_size**2)
-    return joined.flatten()
+def _pixels_seen(height: int, width: int, kernel_size: int, dilation: int) -> Tensor:
+    """For each pixel of the output, then each tap of the kernel, the number of the input's pixel from 1, or 0 for the border."""
+    numbers = torch.arange(1.0, height * width + 1).view(1, 1, height, width)
+    return F.unfold(numbers, kernel_size, dilation, padding=dilation * (kernel_size // 2))[0].T.flatten().long()
 
 
 class ResidualPointwiseConv2d(nn.Conv2d):

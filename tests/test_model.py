@@ -16,7 +16,18 @@ from conftest import ROOT
 from learning.inference import for_inference
 from learning.presets import PRESETS
 from limits.constraints import check
-from model import Bottleneck, DilatedDepthwiseConv2d, Layer, MeanMaxPool2d, Model, Net, ResidualPointwiseConv2d, WhiteningConv2d
+from model import (
+    Bottleneck,
+    DilatedConv2d,
+    DilatedDepthwiseConv2d,
+    Layer,
+    MaxPoolReLU,
+    MeanMaxPool2d,
+    Model,
+    Net,
+    ResidualPointwiseConv2d,
+    WhiteningConv2d,
+)
 from utils import count_parameters
 
 
@@ -334,3 +345,38 @@ def test_folded_network_predicts_the_same(preset, lowest_weight, left):
         assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules()) == left
         torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
         assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), "the original is left as it was"
+
+
+@pytest.mark.parametrize("size", [(3, 3), (2, 2), (4, 4), (1, 3), (5, 7)])
+def test_dilated_convolution_is_torchs_in_training_too(size):
+    """Also on tiny maps, where it is a product."""
+    layer = DilatedConv2d(4, 6, 3, dilation=2).double()
+    x = torch.randn(5, 4, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = layer(x)
+    y.square().sum().backward()
+    gradients = x.grad.clone(), layer.weight.grad.clone()
+    x.grad = layer.weight.grad = None
+    wanted = F.conv2d(x, layer.weight, padding=2, dilation=2)
+    torch.testing.assert_close(y, wanted)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(gradients, (x.grad, layer.weight.grad))
+    assert torch.equal(layer.eval()(x), wanted)
+
+
+def test_pooled_stem_is_relu_before_the_pooling():
+    x = torch.randn(2, 4, 15, 15)
+    assert torch.equal(MaxPoolReLU(2)(x), F.max_pool2d(F.relu(x), 2))
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_pixels_are_normalised_as_written(as_rows):
+    model = Model(3, 10)
+    model.mean.copy_(torch.tensor([100.0, 120.0, 90.0])[:, None, None])
+    model.std.copy_(torch.tensor([60.0, 50.0, 70.0])[:, None, None])
+    pixels = torch.randint(0, 256, (2, 32, 28, 3), dtype=torch.uint8)
+    x = pixels.permute(0, 3, 1, 2) if as_rows else pixels.permute(0, 3, 1, 2).contiguous()
+    before = x.clone()
+    torch.testing.assert_close(model.normalised(x, torch.float32), (x - model.mean) / model.std)
+    assert torch.equal(x, before)
+    floats = x / 255
+    torch.testing.assert_close(model.normalised(floats, torch.bfloat16), (floats - model.mean) / model.std)
