@@ -118,7 +118,9 @@ def _one_label_each(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
             f"{path}: {name} is {labels.dtype} of shape {labels.shape}, a row for each image; if the largest number of a row "
             f"marks its class, fix it with {name} = {name}.argmax(1)"
         )
-    if labels.ndim != 1 or not labels.size:
+    if labels.ndim == 1 and not labels.size:
+        raise InputError(f"{path}: {name} is empty: training and test images are both required")
+    if labels.ndim != 1:
         raise InputError(f"{path}: {name} is {labels.dtype} of shape {labels.shape}, not a list of integers")
     return labels
 

@@ -290,3 +290,10 @@ def test_a_path_without_its_kind_gets_it_proposed(tmp_path, monkeypatch):
     for name, meant in (("photos", "folder:photos"), ("own.npz", "npz:own.npz"), ("cifar", "cifar10")):
         with pytest.raises(InputError, match=f"unknown data set '{name}' .did you mean {meant}"):
             data.load(name, tmp_path)
+
+
+def test_an_array_without_test_images_says_so(tmp_path):
+    images, labels = np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "some.npz", train_x=images, train_y=labels, test_x=images[:0], test_y=labels[:0])
+    with pytest.raises(InputError, match="test_y is empty: training and test images are both required"):
+        data.load(f"npz:{tmp_path / 'some.npz'}", tmp_path)
