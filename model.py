@@ -93,10 +93,14 @@ class ResidualPointwiseConv2d(nn.Conv2d):
         self.scale = scale
         nn.init.zeros_(self.weight)
 
+    def matrix(self) -> Tensor:
+        """I + scale * weight, (channels, channels): what the pixels are multiplied by before the ReLU."""
+        identity = torch.eye(self.in_channels, dtype=self.weight.dtype, device=self.weight.device)
+        return identity + self.scale * self.weight.view_as(identity)
+
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        identity = torch.eye(c, dtype=self.weight.dtype, device=self.weight.device)
-        y = F.linear(x.permute(0, 2, 3, 1).reshape(-1, c), identity + self.scale * self.weight.view(c, c))
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(-1, c), self.matrix())
         return F.relu(y, inplace=True).view(n, h, w, c).permute(0, 3, 1, 2)
 
 

@@ -73,11 +73,10 @@ def for_inference(model: nn.Module, precision: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def _without_sum(layer: ResidualPointwiseConv2d) -> nn.Module:
-    """relu(x + scale * W x) as relu((I + scale * W) x), which a backend computes in one operation."""
+    """The layer as an ordinary 1x1 convolution and ReLU, which a backend computes in one operation."""
     channels = layer.in_channels
     conv = nn.Conv2d(channels, channels, 1, bias=False, device=layer.weight.device)
-    identity = torch.eye(channels, device=layer.weight.device).view_as(layer.weight)
-    conv.weight.copy_(identity + layer.scale * layer.weight)
+    conv.weight.copy_(layer.matrix().view_as(layer.weight))
     return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 

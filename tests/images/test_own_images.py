@@ -242,11 +242,12 @@ def test_extreme_sizes(tmp_path):
 
 def test_large_photograph_is_read_as_it_would_be_in_full(tmp_path):
     """JPEG files are decoded at a fraction of their size."""
-    noise = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)).resize((1500, 1000), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)  # the same whichever tests ran before
+    noise = Image.fromarray(noise).resize((1500, 1000), Image.Resampling.BICUBIC)
     noise.save(tmp_path / "photo.jpg", quality=95)
     noise.save(tmp_path / "photo.png")
     (small, _), (full, _) = (read_image(tmp_path / name, 3, 32, 32) for name in ("photo.jpg", "photo.png"))
-    assert np.abs(small.astype(int) - full).mean() < 4
+    assert np.abs(small.astype(int) - full).mean() < 3
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
