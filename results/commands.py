@@ -237,6 +237,8 @@ class Serve:
         from results.explaining import INSTALL
 
         try:
+            import pytorch_grad_cam  # noqa: F401 (else asked for only when the network is loaded, and only noted)
+
             from results import serving
         except ImportError as error:
             raise InputError(f"serve needs {error.name}, which is not installed: {INSTALL}") from error

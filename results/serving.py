@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import python_multipart  # noqa: F401 (fastapi asks for it only at the first upload)
-import pytorch_grad_cam  # noqa: F401 (this too is asked for now)
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
