@@ -55,7 +55,7 @@ COMMANDS = {
 
 def parse(arguments: list[str]) -> Any:
     """The command of `arguments`, filled in. Raises InputError, in one line, where they are wrong."""
-    if "" in arguments:
+    if any(re.fullmatch("(--[^=]+=)?", argument) for argument in arguments):
         raise InputError("an argument is empty: give it a value, or leave it out")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["sprint", *arguments]

@@ -35,15 +35,15 @@ class Summary:
     assignment: Annotated[str, ASSIGNMENT] = ""
 
     def run(self) -> int:
-        from limits.assignments import default, load
+        from limits.assignments import MAX_CHANNELS, MAX_CLASSES, default, load
 
         named = load(self.assignment) if self.assignment else None
         rules = named or default()
         preset = get_preset(self.preset or (named and named.preset) or "sprint")
         channels = rules.channels if self.channels is None else self.channels
         classes = rules.classes if self.classes is None else self.classes
-        if channels < 1 or classes < 2:
-            raise InputError("--channels must be 1 or more, --classes 2 or more")
+        if not (1 <= channels <= MAX_CHANNELS and 2 <= classes <= MAX_CLASSES):
+            raise InputError(f"--channels must be from 1 to {MAX_CHANNELS:,}, --classes from 2 to {MAX_CLASSES:,}")
         from model import Net
 
         return show(Net(channels, classes, **preset.net), channels, (), named)

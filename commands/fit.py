@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import time
 from pathlib import Path
@@ -21,7 +22,6 @@ from utils import ASSIGNMENT, ROOT, STATED, resolve_device, set_threads, write_a
 if TYPE_CHECKING:
     from commands.trying import Run
     from images.data import ImageDataset
-    from learning.study import Result
     from limits.assignments import Assignment
 
 RECIPE = dataclasses.replace(PRESETS["fast90"].train, early_exit_accuracy=None, early_exit_margin=0.0)
@@ -60,6 +60,8 @@ class Fit:
     """Folder of the weights, the study and the report (default: runs/fit-DATASET, with -2, -3, ... where that holds a run)."""
     overwrite: bool = False
     """Remove the run and the study in that folder first."""
+    resume: bool = False
+    """Continue the training of the best network from the checkpoint in that folder; the search is over by then."""
     skip_unreadable: bool = False
     """Leave unreadable image files out instead of refusing the folder."""
     seed: int = 0
@@ -76,6 +78,8 @@ class Fit:
         ends = began + seconds_of(self.budget)
         if self.search_only and not self.study:
             raise InputError("--search-only helps with a study: name it with --study")
+        if self.resume and (self.search_only or self.study):
+            raise InputError("--resume goes on with the last training, after the search: leave out --study and --search-only")
         config = dataclasses.replace(RECIPE, seed=self.seed, device=self.device)  # raises where they are wrong
         from images import data
         from learning.study import demand_optuna, name_of
@@ -94,13 +98,15 @@ class Fit:
             out = (
                 folder
                 if self.search_only
-                else stack.enter_context(run_folder(folder, self.out, name, False, self.overwrite, inputs))
+                else stack.enter_context(run_folder(folder, self.out, name, self.resume, self.overwrite, inputs))
             )
             dataset = data.load(name, self.data_dir, 0, self.skip_unreadable)
             place = self.study or str(out / STUDY)
             try:
                 status = self._fit(dataset, rules, config, out, place, began, ends)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
+                if not self.search_only and (out / "checkpoint.pt").exists():
+                    raise KeyboardInterrupt(str(stop) or "the same command with --resume goes on") from None
                 raise KeyboardInterrupt(f"the same command with --study {name_of(place)} goes on with what was tried") from None
         if self.quiet and not self.search_only:
             print(out)
@@ -115,6 +121,8 @@ class Fit:
         candidates = Candidates(dataset, rules, config)
         if self.overwrite and not self.search_only:
             remove(out, ALL)
+        if self.resume:
+            return self._leave(candidates.resume(out), rules, out)
         best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
         print(
             f"the best is network {best.number}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
@@ -124,9 +132,9 @@ class Fit:
             return 0
         say_limits(dataset, candidates.val)
         run = candidates.train(best.net, ends - min(REPORT_SECONDS, (ends - began) / 10), out)
-        return self._leave(run, best, rules, out)
+        return self._leave(run, rules, out)
 
-    def _leave(self, run: Run, best: Result, rules: Assignment, out: Path) -> int:
+    def _leave(self, run: Run, rules: Assignment, out: Path) -> int:
         """Write and print all that a training leaves; returns the exit status."""
         import torch
 
@@ -139,7 +147,7 @@ class Fit:
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}
         write_json(out / "run.json", record)
-        text = preset_text(trainer.dataset, rules, config, best.net)
+        text = preset_text(trainer.dataset, rules, config, card["net"])
         write_atomically(out / "preset.txt", text.encode())
         print(
             f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), validation accuracy {history.val_accuracy:.2%}, "
@@ -174,13 +182,21 @@ def preset_text(dataset: ImageDataset, rules: Assignment, config: TrainConfig, n
     changed = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(TrainConfig)
-        if field.name not in ("epochs", "seed", "device", "image_size")
+        if field.name not in ("epochs", "seed", "device", "image_size", "checkpoint_every")
         and getattr(config, field.name) != getattr(defaults, field.name)
     }
-    lines = [f'    "fit-{dataset.file_name}": Preset(', f'        "found by fit for {dataset.file_name} within {rules.name}",']
-    lines += ["        TrainConfig(", *(f"            {name}={value!r}," for name, value in changed.items()), "        ),"]
-    lines += ["        {", *(f'            "{name}": {value!r},' for name, value in net.items()), "        },", "    ),"]
-    return "\n".join(lines).replace("'", '"') + "\n"
+    name, about = _literal(f"fit-{dataset.file_name}"), _literal(f"found by fit for {dataset.file_name} within {rules.name}")
+    lines = [f"    {name}: Preset(", f"        {about},", "        TrainConfig("]
+    lines += [*(f"            {name}={_literal(value)}," for name, value in changed.items()), "        ),", "        {"]
+    lines += [*(f'            "{name}": {_literal(value)},' for name, value in net.items()), "        },", "    ),"]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    """`value` as Python code; double quotes around texts, as in PRESETS."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value).replace("'", '"')
 
 
 COMMANDS = {"fit": Fit}

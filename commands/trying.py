@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from config import InputError, TrainConfig
 from images.data import ImageDataset, Split, statistics, stratified_split
+from learning import checkpoint
 from learning.fitting import AVERAGED_SHARE, MIN_STEPS, demand_fits, fit_to_data
 from learning.history import Observer, Observers, Training
 from learning.log import Log
@@ -153,13 +154,27 @@ class Candidates:
         one = probe.rest_seconds / 2  # evaluation
         test = one * len(self.whole.test.labels) / len(self.val.labels)
         left = MARGIN * (ends - time.monotonic()) - test
-        evaluations = max(1, min(EVALUATIONS, int(left / 10 / one) if one else EVALUATIONS))
+        if self.rules.last_epochs:  # they are shown by an evaluation after each epoch
+            evaluations, step_seconds = 0, probe.step_seconds + one / self.steps_per_epoch
+        else:
+            evaluations, step_seconds = max(1, min(EVALUATIONS, int(left / 10 / one) if one else EVALUATIONS)), probe.step_seconds
         left -= (evaluations + 2) * one  # two more choose the weights
         if self.rules.seconds:
             left = min(left, MARGIN * self.rules.seconds)
-        steps = self._capped(left / probe.step_seconds)
+        steps = self._capped(left / step_seconds)
         print(f"training it for {steps:,} steps ({steps / self.steps_per_epoch:.3g} epochs)", flush=True)
-        return self._run(net, steps, self.whole, out, max(1, steps // evaluations))
+        return self._run(net, steps, self.whole, out, max(1, steps // evaluations) if evaluations else self.steps_per_epoch)
+
+    def resume(self, out: Path) -> Run:
+        """Go on with a final training from the checkpoint in `out`. Raises InputError where it is no `fit` of these data."""
+        kept = checkpoint.read(out / "checkpoint.pt")
+        card = kept["card"]
+        if card.get("preset") != "fit":
+            raise InputError(f"{out} holds a run of another command than fit: pass another --out")
+        known = {each.name for each in fields(TrainConfig)}
+        config = TrainConfig(**{name: value for name, value in kept["config"].items() if name in known})
+        self.normalisation = {"mean": card["mean"], "std": card["std"]}
+        return self._trained(card["net"], config, self.whole, out, is_resumed=True)
 
     def train_shortly(self, net: dict[str, Any], seconds: float, before: Run | None = None) -> Run:
         """Train this network for about so many seconds, as all candidates are; an earlier run says how long a step of it takes."""
@@ -234,6 +249,7 @@ class Candidates:
             self.config,
             steps=steps,
             eval_every=eval_every or steps,
+            checkpoint_every=eval_every,
             ema_decay=min(self.config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps)),
         )
         if self.rules.peak_epoch and self.rules.peak_epoch < epochs:
@@ -241,6 +257,11 @@ class Candidates:
         if is_probe and dataset.val:
             few = slice(0, self.config.batch_size)
             dataset = replace(dataset, val=Split(dataset.val.images[few], dataset.val.labels[few]))
+        return self._trained(net, config, dataset, out)
+
+    def _trained(
+        self, net: dict[str, Any], config: TrainConfig, dataset: ImageDataset, out: Path | None, is_resumed: bool = False
+    ) -> Run:
         seed_everything(config.seed)
         model = Net(dataset.num_channels, dataset.num_classes, **net)
         card = dict(self.normalisation)
@@ -251,10 +272,10 @@ class Candidates:
             observer = Observers(clock, Log(out))
         bar = None if out else tqdm(disable=True)
         began = time.monotonic()
-        trainer = Trainer(model, dataset, config, card=card, observer=observer, progress=bar)
-        trainer.fit()
-        pace = clock.step_seconds
-        return Run(trainer, pace, max(0.0, time.monotonic() - began - pace * steps))
+        trainer = Trainer(model, dataset, config, out, card=card, observer=observer, progress=bar)
+        trainer.fit(is_resumed)
+        pace = clock.step_seconds if clock.times else 0.0
+        return Run(trainer, pace, max(0.0, time.monotonic() - began - pace * len(clock.times)))
 
 
 def demanded(config: TrainConfig, rules: Assignment) -> TrainConfig:

@@ -94,7 +94,7 @@ class RangeTest(Observer):
         if len(self.losses) < MIN_STEPS:
             raise InputError(
                 f"the loss diverges within {len(self.losses)} steps, at a learning rate of {self.schedule(len(self.losses)):.2g}: "
-                "start the range test at a lower one"
+                "start the range test at a lower one (--lowest), or take more steps (--steps)"
             )
         losses = np.array(self.losses)
         rates = np.array([self.schedule(step) for step in range(len(losses))])

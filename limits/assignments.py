@@ -24,6 +24,7 @@ from utils import ROOT, demand_regular_file
 FOLDER = ROOT / "assignments"
 DEFAULT = "c1c2c3c4o"
 MAX_BYTES = 100_000  # of a file
+MAX_CHANNELS, MAX_CLASSES = 1_000, 100_000  # of what a network can be built for here: more is a slip
 
 Above0 = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -88,18 +89,27 @@ class Demands(_Lines):
 
     @model_validator(mode="after")
     def _agree(self) -> Demands:
-        for kinds in self.require:
-            if not kinds:
-                raise ValueError("require has an empty list, which nothing satisfies")
-            if set(kinds) <= set(self.forbid):
-                raise ValueError(f"require and forbid contradict each other: both name {kinds[0]}")
-        symbols = parse_layers(self.layers)
-        for symbol, kind in (("P", "max_pool"), ("GAP", "gap"), ("c", "pointwise")):
-            if symbol in symbols and kind in self.forbid:
-                raise ValueError(f"layers and forbid contradict each other: {symbol} in layers is {kind}")
-            if symbols and symbol not in symbols and (kind,) in self.require:
-                raise ValueError(f"layers and require contradict each other: layers has no {symbol}, which is {kind}")
+        if () in self.require:
+            raise ValueError("require has an empty list, which nothing satisfies")
+        _demand_agreement(self.layers, self.require, self.forbid)
         return self
+
+
+def _demand_agreement(layers: str, require: tuple[tuple[str, ...], ...], forbid: tuple[str, ...]) -> None:
+    """Raise ValueError where no network has these layers, all the required kinds and none of the forbidden ones."""
+    for kinds in require:
+        if set(kinds) <= set(forbid):
+            raise ValueError(f"require and forbid contradict each other: both name {kinds[0]}")
+    if ("separable",) in require and "grouped" in forbid:
+        raise ValueError("require and forbid contradict each other: what is separable is grouped, too")
+    symbols = parse_layers(layers)
+    for symbol, kind in (("P", "max_pool"), ("GAP", "gap"), ("c", "pointwise")):
+        there, wanted = symbols.count(symbol), require.count((kind,))
+        if there and kind in forbid:
+            raise ValueError(f"layers and forbid contradict each other: {symbol} in layers is {kind}")
+        if symbols and there < wanted:
+            number = f"only {there}" if there else "no"
+            raise ValueError(f"layers and require contradict each other: layers has {number} {symbol}, which is {kind}")
 
 
 class Augmentation(_Lines):
@@ -153,10 +163,10 @@ class Assignment(Demands):
     preset: str = ""
     """The preset that satisfies it, where one ships."""
     dataset: str = ""
-    channels: Count = 3
+    channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3
     image_size: Annotated[int, Field(ge=8, le=2048)] = 32
     """Pixels on a side of the images that the network is checked with."""
-    classes: Annotated[int, Field(ge=2)] = 10
+    classes: Annotated[int, Field(ge=2, le=MAX_CLASSES)] = 10
     blocks: Names = ()
     """The names of the blocks in their order; the last one is the output block."""
     layers_per_block: Count | None = None
@@ -235,6 +245,8 @@ class Assignment(Demands):
         ):
             if here is not None and there is not None and sign * there >= sign * here:
                 raise ValueError(f"bonus.{name} is {there:,}, but {name} demands {here:,} anyway")
+        if self.layers and bonus.layers:
+            raise ValueError("bonus.layers and layers are two lists of all layers: keep one of them")
         required, extra = Counter(self.require), Counter(bonus.require)
         for kinds, count in extra.items():
             if set(kinds) <= set(self.forbid):
@@ -244,6 +256,12 @@ class Assignment(Demands):
         both = set(bonus.forbid) & {kinds[0] for kinds in required if len(kinds) == 1}
         if both:
             raise ValueError(f"bonus.forbid names {min(both)}, which require names too")
+        if anyway := set(bonus.forbid) & set(self.forbid):
+            raise ValueError(f"bonus.forbid names {min(anyway)}, which forbid names anyway")
+        try:
+            _demand_agreement(self.layers or bonus.layers, (*self.require, *bonus.require), (*self.forbid, *bonus.forbid))
+        except ValueError as error:
+            raise ValueError(f"with the bonus, {error}") from error
 
 
 def names() -> list[str]:
@@ -283,7 +301,7 @@ def read(path: Path) -> Assignment:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise InputError(f"{path} is no assignment: it has more than {MAX_BYTES:,} bytes")
-        values = tomllib.loads(data.decode())
+        values = tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # of TOML or of UTF-8

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from learning.run_folder import data_place
 from limits.assignments import Assignment
 from limits.constraints import Constraint, check
 from transform import HOLE_FRACTION, MAX_HOLE_FRACTION
@@ -59,7 +60,7 @@ def _all(assignment: Assignment, training: Training | None) -> Iterator[Constrai
 
     if assignment.dataset:
         found = training.card["dataset"] if training else ""
-        yield demand("data set", assignment.dataset, found, found == assignment.dataset)
+        yield demand("data set", assignment.dataset, found, data_place(found) == data_place(assignment.dataset))
     if assignment.target_accuracy is not None:
         accuracy = training.test_accuracy if training else None
         limit = f"> {100 * assignment.target_accuracy:.6g}%"

@@ -60,14 +60,15 @@ def read(path: Path) -> list[Section]:
         raise InputError(f"{path} is not a text in UTF-8: save it as such") from error
     parser, sections = _parser(path), []
     lines = text.splitlines()
-    tokens = parser.parse(text)
+    definitions: dict[str, Any] = {}  # of links and images: any section may use them
+    tokens = parser.parse(text, definitions)
     headings = [i for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h2" and token.level == 0]
     starts = [(0, 0, ""), *((*(tokens[i].map or (0, 0)), tokens[i + 1].content.strip()) for i in headings)]
     for number, (_, start, heading) in enumerate(starts):
         end = starts[number + 1][0] if number + 1 < len(starts) else len(lines)
         source = "\n".join(lines[start:end]).strip()
         if source or heading:
-            sections.append(Section(heading, source, _html(parser, source)))
+            sections.append(Section(heading, source, _html(parser, source, definitions)))
     names = [section.heading.casefold() for section in sections]
     for section in sections:
         if names.count(section.heading.casefold()) > 1:
@@ -105,14 +106,14 @@ def _parser(path: Path) -> MarkdownIt:
     return parser
 
 
-def _html(parser: MarkdownIt, source: str) -> Markup:
+def _html(parser: MarkdownIt, source: str, definitions: dict[str, Any]) -> Markup:
     from markupsafe import Markup
 
-    tokens = parser.parse(source)
+    tokens = parser.parse(source, definitions)
     for token in tokens:
         if token.tag in ("h1", "h2"):  # the page has these itself
             token.tag = "h3"
-    return Markup(parser.renderer.render(tokens, parser.options, {}))
+    return Markup(parser.renderer.render(tokens, parser.options, definitions))
 
 
 def _inside(path: Path, source: str) -> str:

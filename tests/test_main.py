@@ -172,6 +172,7 @@ def test_weights_of_another_architecture(trained, tmp_path):
         (["predict", "x.png", "--dataset", "digits"], ["--dataset", "without images"]),
         (["report"], ["no run given", "runs/"]),
         (["summary", "--preset", "none"], ["unknown preset"]),
+        (["summary", "--classes", "100000000"], ["--classes from 2 to 100,000"]),
         (["check", "nothing.py:Net"], ["nothing.py"]),
         (["check", "model.py:Nett"], ["Nett", "Net"]),
     ],

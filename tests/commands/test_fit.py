@@ -13,20 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from commands.fit import RECIPE, seconds_of
+from commands.fit import RECIPE, preset_text, seconds_of
 from commands.trying import Candidates, Run, demanded
 from config import InputError, TrainConfig
 from conftest import ROOT, assert_refused, run_main
 from images import shapes
-from images.data import load
-from learning.presets import Preset
+from images.data import ImageDataset, load
+from learning import checkpoint
+from learning.presets import PRESETS, Preset
 from learning.study import open_study, results
 from learning.weights import load_weights
 from limits.assignments import read
 from limits.constraints import check
 from model import Net
 from processes import Process, wait_for
+from training import Trainer
 
 optuna = pytest.importorskip("optuna", reason="requirements-fit.txt is not installed")
 
@@ -77,8 +80,8 @@ def test_it_ends_within_the_budget(fitted) -> None:
 class Planned(Candidates):
     """Trains nothing: a step takes a tenth of a second, and evaluation on the 20 validation images two seconds."""
 
-    def _run(self, net: dict[str, Any], steps: int, *more: Any) -> Any:
-        self.asked = steps
+    def _run(self, net: dict[str, Any], steps: int, dataset: ImageDataset, out: Path | None = None, eval_every: int = 0) -> Any:
+        self.asked, self.eval_every = steps, eval_every
         return Run(None, 0.1, 4.0)
 
 
@@ -97,6 +100,55 @@ def test_the_training_is_planned_for_the_time_that_is_left(task, tmp_path: Path,
     candidates = Planned(load(str(task[1]), tmp_path), read(tmp_path / "mine.toml"), RECIPE)
     candidates.train({}, time.monotonic() + seconds, tmp_path)
     assert candidates.asked == pytest.approx(steps, abs=3)
+
+
+def test_the_last_epochs_that_an_assignment_asks_for_are_evaluated(task, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("target_accuracy = 0.5\nlast_epochs = 3")
+    candidates = Planned(load(str(task[1]), tmp_path), read(tmp_path / "mine.toml"), RECIPE)
+    candidates.train({}, time.monotonic() + 300, tmp_path)
+    assert candidates.eval_every == candidates.steps_per_epoch == 11
+    assert candidates.asked == pytest.approx((285 - 10 - 4) / (0.1 + 2 / 11), abs=3)  # two seconds for each evaluation
+
+
+def test_a_killed_training_is_resumed(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(out: Path) -> None:
+        out.mkdir()
+        Candidates(load(str(task[1]), tmp_path), read(task[3]), RECIPE)._run(PRESETS["baseline"].net, 24, dataset, out, 8)
+
+    def dies(trainer: Trainer) -> None:
+        save(trainer)
+        raise ProcessLookupError
+
+    dataset, save = load(str(task[1]), tmp_path), checkpoint.save
+    steps(tmp_path / "whole")
+    monkeypatch.setattr(checkpoint, "save", dies)
+    with pytest.raises(ProcessLookupError):
+        steps(tmp_path / "run")
+    monkeypatch.undo()
+    assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["step"] == 8
+    assert_refused(run_main("fit", *task, "--out", tmp_path / "run"), "holds a run", "--resume")
+    result = run_main("fit", *task, "--resume", "--out", tmp_path / "run", "--seed", "7")
+    assert result.returncode == 1, result.stderr  # the baseline has more parameters than allowed
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [one["step"] for one in record["history"]["evaluations"]] == [8, 16, 24] and record["config"]["seed"] == 0
+    found, whole = (checkpoint.read(tmp_path / name / "checkpoint.pt")["model"] for name in ("run", "whole"))
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert {"model.safetensors", "report.html", "preset.txt"} <= set(os.listdir(tmp_path / "run"))
+
+
+def test_what_fit_cannot_resume(task, tmp_path: Path) -> None:
+    assert_refused(run_main("fit", *task, "--resume", "--out", tmp_path / "run"), "nothing to resume")
+    assert_refused(run_main("fit", *task, "--resume", "--study", tmp_path / "study"), "leave out --study")
+    other = run_main("train", *task[:2], "--steps", 2, "--out", tmp_path / "other")
+    assert other.returncode == 0, other.stderr
+    assert_refused(run_main("fit", *task, "--resume", "--out", tmp_path / "other"), "another command than fit")
+
+
+def test_a_name_with_a_quote_makes_a_preset_too(task, tmp_path: Path) -> None:
+    (tmp_path / 'student\'s "own".toml').write_text(LIMITS)
+    text = preset_text(load(str(task[1]), tmp_path), read(tmp_path / 'student\'s "own".toml'), RECIPE, {"norm": "batch"})
+    (preset,) = eval("{" + text + "}", {"Preset": Preset, "TrainConfig": TrainConfig}).values()  # noqa: S307
+    assert preset.about == 'found by fit for few within student\'s "own"'
 
 
 def test_a_training_is_as_the_assignment_demands(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_trained_weights_of_the_same_classes_keep_their_last_layer(trained, tmp_
         (["--image-size", 100_000], "from 28 to 2048"),
         (["--threads", -3], "--threads is -3"),
         (["--out", ""], "an argument is empty"),
+        (["--out="], "an argument is empty"),
     ],
 )
 def test_absurd_numbers_are_refused_before_anything_is_read(arguments, words, tmp_path, capsys):

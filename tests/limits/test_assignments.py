@@ -124,6 +124,15 @@ EVENING = datetime.datetime(2026, 12, 1, 18, tzinfo=datetime.timezone(datetime.t
         ({"require": ["dilated"], "bonus": {"require": ["dilated"]}}, ["bonus.require names dilated", "anyway"]),
         ({"forbid": ["dilated"], "bonus": {"require": ["dilated"]}}, ["bonus.require names dilated", "forbid"]),
         ({"require": ["dropout"], "bonus": {"forbid": ["dropout"]}}, ["bonus.forbid names dropout", "require"]),
+        ({"require": ["separable"], "forbid": ["grouped"]}, ["require and forbid contradict each other", "grouped"]),
+        ({"layers": "C1 P1 GAP c2", "require": ["max_pool", "max_pool"]}, ["layers has only 1 P, which is max_pool"]),
+        ({"layers": "C1 GAP c2", "bonus": {"forbid": ["gap"]}}, ["with the bonus, layers and forbid contradict"]),
+        ({"layers": "C1 GAP c2", "bonus": {"require": ["max_pool"]}}, ["with the bonus, layers and require contradict"]),
+        ({"forbid": ["max_pool"], "bonus": {"layers": "C1 P1 GAP c2"}}, ["with the bonus, layers and forbid contradict"]),
+        ({"layers": "C1 GAP c2", "bonus": {"layers": "C1 GAP c2"}}, ["bonus.layers and layers"]),
+        ({"forbid": ["dropout"], "bonus": {"forbid": ["dropout"]}}, ["bonus.forbid names dropout", "anyway"]),
+        ({"classes": 10**8}, ["classes is 100000000", "100000"]),
+        ({"channels": 10**9}, ["channels is 1000000000", "1000"]),
         ({"augmentation": {"hole": 40}}, ["augmentation.hole is 40", "image_size is 32"]),
         # the course
         ({"course": {"dedline": EVENING}}, ["unknown line course.dedline", "did you mean deadline?"]),
@@ -192,7 +201,7 @@ def test_names_and_places(tmp_path: Path) -> None:
         load(str(tmp_path / "missing.toml"))
     with pytest.raises(InputError, match="not a regular file"):
         load(str(tmp_path))
-    (tmp_path / "mine.toml").write_text("max_parameters = 5")
+    (tmp_path / "mine.toml").write_text("max_parameters = 5", encoding="utf-8-sig")  # as Windows' Notepad begins a file
     assert load(str(tmp_path / "mine.toml")) == Assignment(name="mine", max_parameters=5)
 
 

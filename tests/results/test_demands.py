@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -81,6 +82,10 @@ def test_epochs_and_seconds() -> None:
 def test_data_set_batch_size_and_peak() -> None:
     assert demand({"dataset": "mnist"}, training([0.5])).passed is True
     assert demand({"dataset": "cifar10"}, training([0.5])) == Constraint("data set", "mnist", "cifar10", False)
+    photographs = training([0.5])
+    photographs.card["dataset"] = "folder:photographs"
+    for name, same in (("photographs/", True), (os.path.abspath("photographs"), True), ("photograph", False)):
+        assert demand({"dataset": f"folder:{name}"}, photographs).passed is same
     assert demand({"batch_size": 512}, training([0.5], batch_size=512)).passed is True
     assert demand({"batch_size": 512}, training([0.5], batch_size=256)).passed is False
     assert demand({"peak_epoch": 5}, training([0.5], epochs=10, pct_start=0.5)).passed is True

@@ -73,6 +73,14 @@ def test_images_beside_the_notes_are_put_inside(tmp_path):
     assert f'src="data:image/png;base64,{data}"' in section.html and 'alt="my plot"' in section.html
 
 
+def test_addresses_at_the_end_count_in_all_sections(tmp_path):
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "x.png")
+    text = "See [the paper][p].\n\n## A\n![a plot][x]\n\n## B\nThe end.\n\n[p]: https://example.org\n[x]: x.png\n"
+    before, first, last = notes.read(write(tmp_path, text))
+    assert '<a href="https://example.org">the paper</a>' in before.html
+    assert 'src="data:image/png;base64,' in first.html and "[" not in last.html
+
+
 @pytest.mark.parametrize(
     "source", ["https://example.org/x.png", "none.png", "notes.md", "/etc/hostname", "javascript:x", "data:text/html,x"]
 )
