@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from config import InputError
-from utils import ASSIGNMENT, ROOT, STATED
+from utils import ASSIGNMENT, ROOT, STATED, demand_threads
 
 if TYPE_CHECKING:
     from course.store import Entry
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 STORE = str(ROOT / "runs" / "submissions.sqlite")
 LIMIT = 360.0  # seconds
+MAX_LIMIT, MAX_REPEATS = 1e6, 1000  # the kernel, and Codabench, count with whole numbers
+SEEDS = 2**32  # that NumPy takes
 Place = Annotated[str, tyro.conf.arg(metavar="FILE|postgresql://USER@HOST/DATABASE")]
+
+
+def demand_possible(timeout: float, repeats: int, threads: int) -> None:
+    """Raise InputError where no run can have this time limit in seconds, so many repeats, or so many threads."""
+    if not 0 < timeout <= MAX_LIMIT:
+        raise InputError(f"--timeout, or seconds of the assignment, must be above 0 and at most {MAX_LIMIT:,.0f}")
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise InputError(f"--repeats, or repeats of the assignment, must be 1 to {MAX_REPEATS:,}")
+    demand_threads(threads)
 
 
 @dataclasses.dataclass
@@ -105,10 +116,13 @@ class Grade:
         course = (self.assignment and rules.course) or Course()
         repeats = course.repeats if self.repeats is None else self.repeats
         timeout = self.timeout if self.timeout is not None else (rules.seconds if self.assignment else None) or LIMIT
-        if not timeout > 0 or repeats < 1 or self.jobs < 1:
-            raise InputError("--timeout must be above 0, --repeats and --jobs 1 or more")
-        if self.seed < 0 or self.threads < 0 or self.memory < 0:
-            raise InputError("--seed, --threads and --memory must be 0 or more")
+        demand_possible(timeout, repeats, self.threads)
+        if self.jobs < 1:
+            raise InputError("--jobs must be 1 or more")
+        if not 0 <= self.seed <= SEEDS - repeats:
+            raise InputError(f"--seed must be 0 to {SEEDS - repeats:,}")
+        if not 0 <= self.memory <= 1e6:
+            raise InputError("--memory must be 0 to 1,000,000 GB")
         if sys.platform != "linux":
             raise InputError("grading needs Linux, for limits and sealed shared memory; submit and leaderboard work here")
         cores = len(os.sched_getaffinity(0))
@@ -232,8 +246,8 @@ class Leaderboard:
                 print(leaderboard.details(store.get(self.show)))
                 return 0
             entries = store.entries()
-        if rules:
-            entries = [entry for entry in entries if entry.state != "graded" or entry.result.get("assignment") == rules.name]
+        if rules:  # what nothing was measured of may yet be graded with it
+            entries = [entry for entry in entries if not entry.result or entry.result.get("assignment") == rules.name]
         self.show_board(entries, rules)
         return 0
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from config import InputError
+from course.commands import LIMIT, demand_possible
 from utils import ASSIGNMENT, ROOT, STATED
 
 if TYPE_CHECKING:
     from limits.assignments import Assignment, Course
 
-LIMIT = 360.0  # seconds, as of `grade`
 # What grades, and what students may use: the folders and files of this project that go along.
 PARTS = (
     "course",
@@ -85,8 +86,7 @@ class Export:
         # Not checked again by pydantic: its messages are about a file.
         usual = Course() if rules.num_constraints else Course(constraint_points=0)
         course = ((self.assignment and rules.course) or usual).model_copy(update=given)
-        if not timeout > 0 or course.repeats < 1 or self.threads < 0:
-            raise InputError("--timeout must be above 0, --repeats 1 or more, --threads 0 or more")
+        demand_possible(timeout, course.repeats, self.threads)
         if not (course.points >= 0 and course.constraint_points >= 0 and 0 < course.points + course.constraint_points < 1e6):
             raise InputError("--points and --constraint-points must be 0 or more, and one of them above 0")
         if self.out.suffix != ".zip":
@@ -117,6 +117,8 @@ class Export:
         }
         now = datetime.datetime.now(datetime.timezone.utc)
         end = course.deadline and course.deadline.astimezone(datetime.timezone.utc)
+        if self.system == "codabench" and end and end <= now:
+            print(f"note: the deadline was {end:{TIME}} UTC: the phase gets no end", file=sys.stderr)
         seconds = course.repeats * (2 * timeout + 60) + SET_UP
         about: dict[str, Any] = {
             "title": rules.name if self.assignment else "A compact CNN",

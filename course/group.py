@@ -51,9 +51,12 @@ class Serve:
         given: dict[str, Any] = {} if self.top is None else {"top": self.top}
         if self.deadline:
             try:
-                given["deadline"] = datetime.datetime.fromisoformat(self.deadline).astimezone()
+                deadline = datetime.datetime.fromisoformat(self.deadline).astimezone()
             except (ValueError, OverflowError):
-                raise InputError(f"--deadline is {self.deadline}: write it as 2026-12-01T18:00+01:00") from None
+                deadline = None
+            if deadline is None or not 2000 <= deadline.year < 3000:
+                raise InputError(f"--deadline is {self.deadline}: write it as 2026-12-01T18:00+01:00")
+            given["deadline"] = deadline
         rules = load(self.assignment) if self.assignment else None
         course = ((rules and rules.course) or Course()).model_copy(update=given)
         if course.visibility == "after_due_date" and course.deadline is None:
@@ -131,7 +134,8 @@ class Add:
             writer.writerow(["name", "number", "e-mail", "token"])
             writer.writerows([cell(student.name), cell(student.number), cell(student.email), token] for student, token in made)
         where = f", in {self.tokens}" if self.tokens else ""
-        print(f"{len(students)} students, {len(made)} new tokens{where}", file=sys.stdout if self.tokens else sys.stderr)
+        what = f"{len(students)} student{'' if len(students) == 1 else 's'}, {len(made)} new token{'' if len(made) == 1 else 's'}"
+        print(f"{what}{where}", file=sys.stdout if self.tokens else sys.stderr)
         return 0
 
 

@@ -54,10 +54,10 @@ def grade_folder(folder: Path, options: dict[str, Any], target: float) -> Entry:
 
 
 def _folder_of(folder: Path) -> Path:
-    """`folder`, or the only folder in it where a zip had the files in one."""
-    inner = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """`folder`, or the only folder in it with a model.py where a zip had the files in one; macOS adds another to the zip."""
+    inner = [path for path in folder.iterdir() if (path / FILES[0]).is_file()] if folder.is_dir() else []
     is_wrapped = len(inner) == 1 and not any((folder / name).exists() for name in FILES)
-    return inner[0] if is_wrapped and (inner[0] / FILES[0]).is_file() else folder
+    return inner[0] if is_wrapped else folder
 
 
 def main(arguments: list[str]) -> int:

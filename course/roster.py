@@ -72,11 +72,12 @@ def read_csv(path: Path) -> list[Listed]:
     Raises InputError, which names the line.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise InputError(f"{path} has {len(data):,} bytes; {MAX_BYTES:,} is the most for a roster")
+        raise InputError(f"{path} has more than {MAX_BYTES:,} bytes, the most for a roster")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,7 +95,15 @@ def read_csv(path: Path) -> list[Listed]:
                 fields = [HEADINGS.get(each.lower(), "") for each in cells]
                 if "name" not in fields or "number" not in fields:
                     raise InputError(f"{path} line {reader.line_num}: the headings must have name and number")
+                if twice := [field for field in HEADINGS.values() if fields.count(field) > 1]:
+                    same = " and ".join(cell for cell, field in zip(cells, fields, strict=True) if field == twice[0])
+                    raise InputError(f"{path} line {reader.line_num}: {same} are both headings for the {twice[0]}: keep one")
                 continue
+            if any(cells[len(fields) :]):
+                raise InputError(
+                    f"{path} line {reader.line_num} has more cells than {', '.join(filter(None, fields))}: put quotes around a "
+                    "name with a comma in it"
+                )
             values = dict(zip(fields, cells, strict=False))
             student = _student(values, f"{path} line {reader.line_num}")
             if student.number in found:

@@ -11,6 +11,7 @@ from sqlalchemy import Column, Connection, Double, Index, Integer, MetaData, Tab
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "convsprint_version"  # where Alembic notes the last step; by it a PostgreSQL database is known for a store
+MAX_NUMBER = 2**31 - 1  # of a submission, as PostgreSQL counts
 VERSION = "4"  # the last of the steps in migrations/
 
 metadata = MetaData()

@@ -209,7 +209,9 @@ class Store:
 
     def get(self, number: int) -> Entry:
         """Raises InputError where there is none of that number."""
-        row = self.read(lambda connection: connection.execute(select(*FIELDS).where(column.id == number)).one_or_none())
+        here = select(*FIELDS).where(column.id == number)
+        is_one = 0 < number <= schema.MAX_NUMBER  # neither database compares with larger ones
+        row = self.read(lambda connection: connection.execute(here).one_or_none()) if is_one else None
         if row is None:
             raise InputError(f"there is no submission {number} in {self.database.name}")
         return _entry(row)

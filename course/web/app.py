@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy.exc import DBAPIError
@@ -25,6 +26,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from config import InputError
 from course import leaderboard, points, progress, terms
 from course.roster import MAX_NICKNAME, Person, Roster, new_token
+from course.schema import MAX_NUMBER
 from course.store import Store
 from course.submission import FILES, Submission
 from course.web import board, uploads
@@ -44,6 +46,8 @@ PAGE = 200  # on a page of the teacher's
 SESSION, VISIT = "session", "visit"  # cookies: of who is logged in, and of who is not yet
 
 T = TypeVar("T")
+Number = Annotated[int, InPath(ge=1, le=MAX_NUMBER)]  # of a submission, in an address; for others there is no page
+Before = Annotated[int, Query(ge=1, le=MAX_NUMBER)]
 environment = Environment(
     loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -246,7 +250,7 @@ def make_app(site: Site) -> FastAPI:
         return response
 
     @app.get("/")
-    async def index(request: Request, before: int = 2**31 - 1) -> Response:
+    async def index(request: Request, before: Before = MAX_NUMBER) -> Response:
         person = await site.person(request)
         if not person.is_teacher:
             return await site.home(request, person)
@@ -300,13 +304,13 @@ def make_app(site: Site) -> FastAPI:
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     @app.get("/submissions/{number}")
-    async def details(request: Request, number: int) -> Response:
+    async def details(request: Request, number: Number) -> Response:
         person = await site.teacher(request)
         text = leaderboard.details(await site.ask(site.store.get, number))
         return site.page(request, "details.html.jinja", person, number=number, text=text)
 
     @app.post("/submissions/{number}/{action}")
-    async def act(request: Request, number: int, action: str) -> Response:
+    async def act(request: Request, number: Number, action: str) -> Response:
         await site.teacher(request)
         await site.form(request)
         actions = {"cancel": progress.cancel, "again": progress.grade_again}

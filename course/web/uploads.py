@@ -67,5 +67,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """At most one byte more than is allowed, however much it claims or unpacks to."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others ask for memory as they like
         raise InputError("the archive is packed by another method than zip's usual one: pack it again")
+    if entry.flag_bits & 1:
+        raise InputError("the archive is encrypted: pack it again without a password")
     with archive.open(entry) as content:
         return content.read(MAX_BYTES + 1)

@@ -184,6 +184,8 @@ def test_a_submission_runs_seeded_and_without_this_project_on_its_path(tmp_path)
     [
         (["nothing"], "no model.py and no config.py"),
         ([".", "--seed", "x"], "--seed"),
+        ([".", "--seed", "4294967296"], "--seed"),
+        ([".", "--threads", "99999999999"], "--threads"),
         ([".", "--limit", "nan"], "--limit"),
         ([], "folder"),
     ],

@@ -4,6 +4,7 @@ The folders are laid out as the systems document it, with a prefix in place of /
 environment, so pip finds nothing to install and has no index to ask.
 """
 
+import datetime
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, assert_refused, run_main
-from course import formats, points
+from course import exporting, formats, once, points
 from course.store import Entry, Store
 from limits.assignments import Course
 from made_up import RESULT, run, submit, write_colours
@@ -192,7 +193,9 @@ def test_the_bundle_has_all_that_competition_yaml_names(bundle):
     assert not list((bundle / task["scoring_program"]).rglob("*.npz"))
     assert phase["tasks"] == [task["index"]]
     assert phase["execution_time_limit"] > 2 * 60
-    assert str(phase["end"]) == "2090-12-01 17:00:00"  # in UTC
+    # In UTC, and texts: Codabench takes the midnight before what YAML reads as a time.
+    assert phase["end"] == "2090-12-01 17:00:00"
+    assert datetime.datetime.strptime(phase["start"], exporting.TIME) < datetime.datetime.now()
     assert [(column["key"], column["sorting"]) for column in board["columns"]] == list(formats.ORDERS.items())
 
 
@@ -228,6 +231,33 @@ def test_codabench_grades_as_we_do(ours, bundle, tmp_path, name):
     assert 0 < found.pop("seconds") < 60
     assert found == {"accuracy": 0.75, "parameters": entry.result["parameters"], "constraints_met": 1}
     assert "passed" in page
+
+
+def test_a_phase_whose_deadline_is_over_has_no_end_and_that_is_said(tmp_path):
+    (tmp_path / "hw.toml").write_text("max_parameters = 1\n[course]\ndeadline = 2020-12-01T18:00:00+01:00\n")
+    for system, notes in (("codabench", 1), ("gradescope", 0)):
+        result = run_main("course", "export", system, "--out", f"{system}.zip", "--assignment", "hw.toml", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("note: the deadline was 2020-12-01 17:00:00 UTC") == notes
+    with zipfile.ZipFile(tmp_path / "codabench.zip") as archive:
+        assert "end" not in yaml.safe_load(archive.read("competition.yaml"))["phases"][0]
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        (("model.py", "old/model.py"), ""),
+        (("hw/model.py",), "hw"),
+        (("hw/model.py", "__MACOSX/hw/._model.py", ".git/config"), "hw"),  # as macOS packs, and as git clones
+        (("hw1/model.py", "hw2/model.py"), ""),
+        (("config.py", "hw/model.py"), ""),
+    ],
+)
+def test_the_folder_that_a_zip_has_its_files_in(tmp_path, paths, found):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert once._folder_of(tmp_path) == tmp_path / found
 
 
 SPY = """
@@ -347,6 +377,9 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path):
         (["--out", "x.zip", "--points", "0", "--constraint-points", "0"], "--points"),
         (["--out", "x.zip", "--points", "nan"], "--points"),
         (["--out", "x.zip", "--timeout", "0"], "--timeout"),
+        (["--out", "x.zip", "--timeout", "inf"], "--timeout"),
+        (["--out", "x.zip", "--repeats", "1" + 400 * "0"], "--repeats"),
+        (["--out", "x.zip", "--threads", "99999999999"], "--threads"),
         (["--out", "x.zip", "--assignment", "speed"], "unknown assignment"),
     ],
 )

@@ -10,7 +10,8 @@ from conftest import run_main
 from course import leaderboard
 from course.examiner import above_target, needed
 from course.store import Store
-from made_up import files, submit, write_colours
+from made_up import files, submission, submit, write_colours
+from made_up import graded as finished
 
 
 def test_more_than_the_target() -> None:
@@ -64,6 +65,15 @@ def test_the_board_of_an_assignment(graded: tuple[Path, Path, str], tmp_path: Pa
     other = run_main("leaderboard", "--store", store, "--assignment", "mnist-8k").stdout
     assert "nothing is graded yet" in other
     assert "First" in run_main("leaderboard", "--store", store).stdout
+
+
+def test_what_failed_under_another_assignment_is_not_listed(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        for name in ("mnist-8k", "speed-55"):
+            finished(store, None, name[:5], assignment=name)
+        store.add(submission("x"))
+    result = run_main("leaderboard", "--store", tmp_path / "s.sqlite", "--assignment", "mnist-8k", "--format", "csv")
+    assert [line.split(",")[2] for line in result.stdout.splitlines()] == ["number", "mnist", "x"]
 
 
 def test_without_an_assignment_the_page_says_55(tmp_path: Path) -> None:

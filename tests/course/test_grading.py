@@ -299,7 +299,12 @@ def test_where_the_sandbox_or_the_disk_is_at_fault_the_submission_is_queued_agai
     ("arguments", "word"),
     [
         (["--timeout", "0"], "--timeout"),
+        (["--timeout", "inf"], "--timeout"),
         (["--repeats", "0"], "--repeats"),
+        (["--repeats", "1001"], "--repeats"),
+        (["--seed", str(2**32 - 2)], "--seed"),  # the third run's would be one too many
+        (["--threads", "99999999999"], "--threads"),
+        (["--memory", "nan"], "--memory"),
         (["--jobs", "1000"], "cores"),
         (["--dataset", "x"], "data set"),
         (["--sandbox", "docker"], "--sandbox"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import stat
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -25,6 +26,8 @@ ADA, BOB = Listed("Ada Lovelace", "ada", "ada@example.org"), Listed("Bob", "b7",
         ("\ufeffName;Student number;E-Mail\r\nAda  Lovelace;ada;ada@example.org\r\n\r\nBob;b7;\r\n", [ADA, BOB]),
         ("pennkey\temail\tname\nada\tada@example.org\tAda Lovelace\n", [ADA]),
         ('"Lovelace, Ada",ada', [Listed("Lovelace, Ada", "ada", "")]),
+        ("Ada Lovelace,ada,ada@example.org,,\nBob,b7,,,\n", [ADA, BOB]),  # as Excel fills up what is empty
+        ("group,name,number\nred,Bob,b7\n", [BOB]),
     ],
 )
 def test_a_file_of_students(tmp_path, text, students):
@@ -40,6 +43,9 @@ def test_a_file_of_students(tmp_path, text, students):
         (b"Ada,a\nBob,A\n", "line 2: the number a is there twice"),
         (b"name,e-mail\nAda,a@b\n", "line 1: the headings must have name and number"),
         (b"Ada,a,here\n", "line 1: here is no e-mail address"),
+        (b"name,number\nLovelace, Ada,1\n", "line 2 has more cells than name, number"),
+        (b"Ada,a,a@b,red\n", "line 1 has more cells than name, number, email"),
+        (b"Student,ID,PennKey\nAda,1,ada\n", "line 1: ID and PennKey are both headings for the number"),
         (b"Ada,a\nJos\xe9,j\n", "line 2 is not UTF-8"),
         (b"Ada\x1b[31m,a\n", "cannot be printed"),
         (b"A" * 201 + b",a\n", "more than 200 characters"),
@@ -50,6 +56,11 @@ def test_a_file_that_is_none(tmp_path, data, words):
     with pytest.raises(InputError, match="r.csv") as error:
         roster.read_csv(tmp_path / "r.csv")
     assert words in str(error.value)
+
+
+def test_of_a_file_without_end_no_more_is_read_than_a_roster_may_have():
+    with pytest.raises(InputError, match="/dev/zero has more than 10,000,000 bytes"):
+        roster.read_csv(Path("/dev/zero"))
 
 
 def test_tokens_and_sessions(place):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-from browsing import HERE, Classroom, csrf, log_in, packed, submission_json, three, upload
+from browsing import HERE, Classroom, csrf, encrypted, log_in, packed, submission_json, three, upload
 from sqlalchemy.exc import DBAPIError
 
 from config import InputError
@@ -63,6 +63,7 @@ def test_an_upload_is_checked_queued_and_replaced(anywhere):
         (b"hello", "hw.zip", "the archive cannot be read"),
         (packed({"a/b.txt": b""}), "hw.zip", "no model.py"),
         (packed(three("ada"), zipfile.ZIP_LZMA), "hw.zip", "another method"),
+        (encrypted(packed(three("ada"))), "hw.zip", "pack it again without a password"),
         (packed({**three("ada"), "model.py": b" " * 50_000_000}), "hw.zip", f"{MAX_BYTES:,} is the most"),
         (packed({f"f{i}": b"" for i in range(1001)}), "hw.zip", "1,000 is the most"),
         (packed({**three("ada"), "config.py": b"import helper\nCONFIG = 1", "helper.py": b"1"}), "w.ZIP", "imports helper"),
@@ -177,6 +178,8 @@ def test_what_a_teacher_does(anywhere):
     assert teacher.post("/submissions/2/cancel", data={"csrf": key}).status_code == 400  # it is already
     assert teacher.post("/submissions/9/again", data={"csrf": key}).status_code == 400
     assert teacher.post("/submissions/1/delete", data={"csrf": key}).status_code == 404
+    assert teacher.post(f"/submissions/{10**20}/again", data={"csrf": key}).status_code == 404
+    assert [teacher.get(f"{address}{10**20}").status_code for address in ("/submissions/", "/?before=")] == [404, 404]
     table = list(csv.DictReader(io.StringIO(teacher.get("/students.csv").text)))
     assert [(row["number"], row["rank"], row["seconds"], row["last_state"]) for row in table] == [
         ("ada", "1", "2.000", "graded"),
@@ -333,6 +336,7 @@ def test_live_progress_comes_from_the_store(anywhere):
         (("--origin", "http://grader.test"), ("https://NAME",)),
         (("--origin", "https://grader.test/x"), ("https://NAME",)),
         (("--deadline", "tomorrow"), ("2026-12-01T18:00",)),
+        (("--deadline", "9999-12-31"), ("2026-12-01T18:00",)),  # to which no late days could be added
         (("--top", "-1"), ("--top",)),
         (("--port", "70000"), ("cannot listen on port 70000",)),
         (("--host", "no.such.name.invalid", "--origin", "https://x.test"), ("there is no address",)),

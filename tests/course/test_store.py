@@ -202,8 +202,10 @@ def test_of_the_same_contributors_at_the_same_moment_one_stays_queued(place):
 def test_no_store(place, tmp_path):
     for command in ("leaderboard", "grade"):
         assert_refused(run_main(command, "--store", place), "there is no store", "submit")
-    with Store(place) as store, pytest.raises(InputError, match="no submission 7"):
-        store.get(7)
+    with Store(place) as store:
+        for number in (7, -1, 2**31, 10**20):  # neither database has room for the last
+            with pytest.raises(InputError, match=f"no submission {number} in"):
+                store.get(number)
 
 
 def test_what_is_no_store(tmp_path):
