@@ -269,8 +269,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="number of threads for torch; 0 uses torch's default (one per core)")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args(arguments)
-    if options.seed < 0 or options.threads < 0 or not options.limit > 0:
-        raise BadInput("--seed and --threads must be 0 or more, --limit above 0")
+    if not 0 <= options.seed < 2**32:
+        raise BadInput("--seed must be from 0 to 4,294,967,295, which is what NumPy takes")
+    if options.threads < 0 or not options.limit > 0:
+        raise BadInput("--threads must be 0 or more, --limit above 0")
     if options.json and not options.json.parent.is_dir():
         raise BadInput(f"there is no folder {options.json.parent} for the result")
     return options

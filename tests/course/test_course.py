@@ -184,6 +184,7 @@ def test_a_submission_runs_seeded_and_without_this_project_on_its_path(tmp_path)
     [
         (["nothing"], "no model.py and no config.py"),
         ([".", "--seed", "x"], "--seed"),
+        ([".", "--seed", "4294967296"], "--seed must be from 0 to 4,294,967,295"),
         ([".", "--limit", "nan"], "--limit"),
         ([], "folder"),
     ],
