@@ -137,6 +137,7 @@ class TrainConfig:
                 is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
                 demand(each.name, is_number and (each.type == "float" or value == int(value)), "a number")
         demand("epochs", self.epochs <= 1_000_000, "1,000,000 at most")
+        demand("seed", self.seed <= 10**12, "1,000,000,000,000 at most")  # from it 64 bits are made for every epoch
         for name in ("epochs", "batch_size", "max_lr", "div_factor", "final_div_factor", "cycles", "temperature"):
             demand(name, getattr(self, name) > 0, "above 0")
         for name in (

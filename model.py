@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -235,12 +235,15 @@ class WhiteningConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Set the filters from `images` (N, C, H, W), float, normalised as the network's input will be."""
+        """Set the filters from `images` (N, C, H, W), float, normalised as the network's input will be. Where all of them are of
+        one colour, the filters stay random."""
         size = self.weight[0].numel()
         patches = F.unfold(images.float(), self.kernel_size, stride=self.stride)  # (N, size, patches of an image)
         mean = patches.mean((0, 2))
         covariance = (patches @ patches.mT).mean(0) / patches.shape[2] - mean.outer(mean)
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)  # in ascending order
+        if eigenvalues.mean() < 1e-6:
+            return
         count = min(self.out_channels // 2, size)
         # The floor keeps directions in which real images hardly vary (flat borders) from being blown up.
         scaled = eigenvectors / (eigenvalues + 1e-3 * eigenvalues.mean()).sqrt()
@@ -349,7 +352,8 @@ class Model(Net):
     parameters, and cost nothing before: the optimizer passes by what has no gradient.
 
     The input may be of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know of the
-    images is taken from the first batch that passes in training mode; before that, inputs pass as they are.
+    images is taken from the first batch that passes in training mode and is not all of one colour; before that, inputs pass as they
+    are.
 
     Shape: (N, num_channels, H, W), or (N, H, W, num_channels), with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
     """
@@ -385,11 +389,26 @@ class Model(Net):
         del self.larger
         self.adapted.fill_(False)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module. With the state of a network that has grown, this one grows first."""
+        if hasattr(self, "larger") and "C1.0.weight" in state_dict and "larger.C1.0.weight" not in state_dict:
+            self.grow()
+        return super().load_state_dict(state_dict, strict, assign)
+
     def adapt(self, images: Tensor) -> None:
-        """Take the normalisation and the stem's filters from `images` (N, num_channels, H, W)."""
+        """Take the normalisation and the stem's filters from `images` (N, num_channels, H, W), unless they are all of one colour.
+
+        Raises ValueError where they have numbers that are not finite.
+        """
         images = images.float()
-        self.mean.copy_(images.mean((0, 2, 3))[:, None, None])
-        self.std.copy_(images.std((0, 2, 3))[:, None, None].clamp_min(1e-6))
+        mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
+        if not (mean.isfinite() & std.isfinite()).all():
+            raise ValueError("the images of the first batch have values that are NaN or infinite")
+        is_flat = std <= 1e-5 * mean.abs()  # a channel of one value has but the deviation of rounding
+        if is_flat.all():
+            return
+        self.mean.copy_(mean[:, None, None])
+        self.std.copy_(std.masked_fill(is_flat, 1.0)[:, None, None])
         self.whiten((images - self.mean) / self.std)
         self.adapted.fill_(True)
 

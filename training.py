@@ -252,7 +252,14 @@ class Trainer:
             inputs, labels = self.cutmix(inputs, targets)
             targets = labels.argmax(1)  # the class that most of the image shows
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.network(inputs)
+            try:
+                logits = self.network(inputs)
+            except ValueError as error:
+                if len(inputs) > 1 or "more than 1 value per channel" not in str(error):
+                    raise
+                raise InputError(
+                    "BatchNorm cannot train on one image with maps of one pixel: choose a larger batch_size"
+                ) from error
         loss = self._loss(logits.float(), inputs, labels)
         correct = (logits.detach().argmax(1) == targets).sum()
         self.unread.append((self.step + 1, self.learning_rate, torch.stack([loss.detach(), correct])))

@@ -195,8 +195,9 @@ def _trained(
     print(summary(model, dataset.num_channels, dataset.image_size), flush=True)
     card = network_card(model, dataset.num_channels, dataset.image_size, preset.net, preset=preset_name)
     trainer = Trainer(model, dataset, config, card=card, observer=Log())
-    say_limits(dataset, trainer.val_split)
-    if after:
+    if not after:  # the second training has the same validation images
+        say_limits(dataset, trainer.val_split)
+    else:
         trainer.seconds_before = time.perf_counter() - after.started
     trainer.fit()
     if after:

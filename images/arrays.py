@@ -198,6 +198,8 @@ def _how_to_scale(name: str, images: np.ndarray) -> str:
     if images.dtype.kind not in "biuf" or not images.size:
         return ""
     lowest, highest = images.min(), images.max()
+    if not np.isfinite((lowest, highest)).all():
+        return "; some of its numbers are NaN or infinite: leave these images out"
     if lowest < 0:
         line = f"({name} - {name}.min()) * (255.0 / ({name}.max() - {name}.min()))"
     elif highest <= 1:

@@ -18,8 +18,9 @@ def budget_of(config: TrainConfig, steps_per_epoch: int) -> int:
 
 
 def images_needed(images: int, missing: float) -> int:
-    """How many images reach the target, where `images` have left the validation accuracy `missing` (0 to 1) below it."""
-    return round(images * 2 ** (missing / GAIN))
+    """How many images reach the target, where `images` have left the validation accuracy `missing` (0 to 1) below it; as many again
+    where it lacks nothing and the test accuracy alone does."""
+    return round(images * 2 ** (max(0.0, missing) / GAIN))
 
 
 def next_cycle(steps: int, missing: float) -> int:

@@ -244,6 +244,42 @@ def test_course_model_takes_pixels_in_either_order():
     assert torch.equal(CONFIG.transforms(photo.convert("L")), torch.from_numpy(np.array(photo.convert("L")))[..., None])
 
 
+@pytest.mark.parametrize(("value", "count"), [(77, 1), (255, 8)])
+def test_course_model_learns_nothing_from_images_of_one_colour(value, count):
+    torch.manual_seed(0)
+    model, images = Model(num_channels=3, num_classes=10), torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    model.train()
+    assert model(torch.full((count, 32, 32, 3), value, dtype=torch.uint8)).isfinite().all() and not model.adapted
+    assert model(images).isfinite().all() and model.adapted
+    images[..., 2] = value  # a channel of one value
+    model.adapt(images.permute(0, 3, 1, 2))
+    assert model.std[2] == 1 and model.std[:2].min() > 50 and model.C1[0].weight.isfinite().all()
+
+
+def test_course_model_names_a_first_batch_with_nan():
+    images = torch.rand(4, 3, 32, 32)
+    images[1, 2, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Model(num_channels=3, num_classes=10).train()(images)
+
+
+def test_filters_stay_random_where_images_do_not_vary():
+    stem = Net(3, 10).C1[0]
+    before = stem.weight.clone()
+    stem.whiten(torch.zeros(4, 3, 32, 32))
+    assert torch.equal(stem.weight, before)
+
+
+def test_the_state_of_a_course_model_that_has_grown_is_loaded():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    model, again = Model(num_channels=3, num_classes=10), Model(num_channels=3, num_classes=10)
+    model.grow()
+    model.train()(images)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(images), model.eval()(images))
+
+
 def test_course_model_grows_within_the_constraints():
     model = Model(num_channels=3, num_classes=10)
     images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)

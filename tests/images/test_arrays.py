@@ -47,6 +47,15 @@ def test_what_can_mean_one_thing_only_is_taken_and_said(tmp_path, capsys, conten
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_with_numbers_that_are_not_finite(tmp_path, value):
+    content = with_images(lambda x: x / 255)
+    content["train_x"][3] = value
+    np.savez(tmp_path / "own.npz", **content)
+    with pytest.raises(InputError, match="train_x is float64, not uint8 .* NaN or infinite"):
+        load_npz(tmp_path / "own.npz")
+
+
 def test_channels_first_are_the_same_images(tmp_path):
     content = arrays()
     np.savez(tmp_path / "own.npz", **content | {name: content[name].transpose(0, 3, 1, 2) for name in ("train_x", "test_x")})

@@ -194,6 +194,16 @@ def test_without_the_package(hundred, tmp_path, monkeypatch):
     assert (ROOT / "requirements-imagenet.txt").is_file()
 
 
+def test_fine_tuning_requires_trained_weights(hundred, tmp_path):
+    assert_refused(run_main("train", "--preset", "finetune", "--dataset", hundred, "--out", tmp_path / "run"), "--init")
+
+
+def test_a_batch_of_one_image_and_maps_of_one_pixel(trained, hundred, tmp_path):
+    options = ("--dataset", hundred, "--batch-size", 1, "--steps", 1, "--out", tmp_path / "run")
+    result = run_main("train", "--preset", "finetune", "--init", "efficientnet_lite0:32", *options)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: BatchNorm cannot train on one image")
+
+
 @pytest.mark.parametrize("pixels", ["", "12", "1000", "large"])
 def test_pixels_out_of_range(pixels, hundred, tmp_path):
     result = run_main("train", "--init", f"efficientnet_lite0:{pixels}", "--dataset", hundred, "--out", tmp_path / "run")

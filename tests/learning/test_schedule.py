@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import InputError, TrainConfig
-from learning.schedule import GAIN, budget_of, learning_rate, next_cycle, with_other_budget
+from learning.schedule import GAIN, budget_of, images_needed, learning_rate, next_cycle, with_other_budget
 
 
 @pytest.mark.parametrize(("length", "pct_start"), [(40, 0.3), (38, 0.25), (7, 0.1), (1000, 0.5), (3, 0.9)])
@@ -49,6 +49,15 @@ def test_each_cycle_begins_anew():
 )
 def test_the_more_is_missing_the_longer_the_next_cycle(steps, missing, length):
     assert next_cycle(steps, missing) == length
+
+
+def test_a_network_that_misses_on_the_test_images_alone_is_given_as_many_images_again():
+    assert images_needed(3200, -0.44) == 3200
+
+
+def test_seeds_are_bounded():
+    with pytest.raises(InputError, match="seed is .*1,000,000,000,000 at most"):
+        TrainConfig(seed=10**23)
 
 
 def test_a_rise_of_one_step_divides_by_no_zero():
