@@ -26,7 +26,8 @@ MAX_HOLE_FRACTION = 0.75  # whatever the strength, some of the image stays to be
 PARTS = ("flip", "shift_scale_rotate", "dropout")
 
 
-def _albumentations() -> Any:
+def load_albumentations() -> Any:
+    """The module. It takes a second to import, so this is done once in a process, when the first image is transformed."""
     # Without this the import asks the network for the newest version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
@@ -35,7 +36,7 @@ def _albumentations() -> Any:
 
 
 def _eval_pipeline(mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    A = _albumentations()
+    A = load_albumentations()
     from albumentations.pytorch import ToTensorV2
 
     return A.Compose([A.Normalize(mean=mean, std=std), ToTensorV2()])
@@ -43,7 +44,7 @@ def _eval_pipeline(mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
 
 def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str], hole: int, count: int = 1) -> list[Any]:
     """The random steps among `parts` for `count` images, the channels of all of them being those of one image."""
-    A = _albumentations()
+    A = load_albumentations()
     import cv2
 
     stock: Any = A.ShiftScaleRotate
@@ -75,11 +76,11 @@ def _augmentations(mean: Sequence[float], strength: float, parts: Collection[str
 
 
 def _train_pipeline(mean: tuple[float, ...], std: tuple[float, ...], strength: float, parts: Collection[str], hole: int) -> Any:
-    return _albumentations().Compose([*_augmentations(mean, strength, parts, hole), *_eval_pipeline(mean, std).transforms])
+    return load_albumentations().Compose([*_augmentations(mean, strength, parts, hole), *_eval_pipeline(mean, std).transforms])
 
 
 def _batch_pipeline(mean: tuple[float, ...], strength: float, count: int, parts: Collection[str], hole: int) -> Any:
-    return _albumentations().Compose(_augmentations(mean, strength, parts, hole, count))
+    return load_albumentations().Compose(_augmentations(mean, strength, parts, hole, count))
 
 
 class _Transform:

@@ -217,6 +217,10 @@ class AugmentedBatches:
         self.batches = _AugmentedSteps(split, sampler, augmentation, size)
 
     def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        from transform import load_albumentations
+
+        if self.workers:
+            load_albumentations()  # workers that are forked have it then; else each imports it
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
         loader = torch.utils.data.DataLoader(
             self.batches,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from results.canvas import new_figure
+from results.canvas import new_figure, picture_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,9 +168,7 @@ def mistakes_figure(
     if not len(chosen):
         figure.text(0.5, 0.5, f"no mistakes on {len(labels):,} images", ha="center", color=GREY)
         return figure
-    for axes in (grid := figure.subplots(rows, columns)).flat:
-        axes.set_axis_off()
-    for axes, i in zip(grid.flat, chosen, strict=False):
+    for axes, i in zip(picture_grid(figure, rows, columns).flat, chosen, strict=False):
         image = images[i]
         axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         predicted, true = short_name(classes[probabilities[i].argmax()], 10), short_name(classes[labels[i]], 10)

@@ -15,7 +15,7 @@ import torch
 from config import InputError, TrainConfig
 from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches
 from results import report
-from results.canvas import new_figure, png
+from results.canvas import new_figure, picture_grid, png
 from results.figures import short_name
 from utils import resolve_precision
 
@@ -141,9 +141,7 @@ def augmented_figure(dataset: ImageDataset, config: TrainConfig, mean: Sequence[
         return None
     chosen = np.unique(np.linspace(0, len(dataset.train.labels) - 1, EXAMPLES).astype(int))
     figure = new_figure(1.1 * EXAMPLES, 1.12 * (1 + DRAWS))
-    grid = figure.subplots(1 + DRAWS, EXAMPLES, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = picture_grid(figure, 1 + DRAWS, EXAMPLES)
     for column, i in enumerate(chosen):
         image, label = dataset.train.images[i], dataset.train.labels[i]
         for row, shown in enumerate([image, *_draws(image, config, tuple(mean), tuple(std))]):

@@ -68,6 +68,7 @@ def test_the_example_of_the_page_beside_modules_of_the_same_names(installed, tmp
     assert "green" in run_main("predict", tmp_path / "photo.jpg", "--weights", tmp_path / "colours.safetensors").stdout
 
 
+@pytest.mark.slow
 def test_a_script_that_has_imported_its_own_first(installed, tmp_path):
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "__init__.py").write_text("mine = 1\n")

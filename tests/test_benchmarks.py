@@ -382,6 +382,7 @@ def test_panel_runs_the_courses_loop_on_its_sets(tmp_path):
     assert_refused(processes.run(script, "--sets", "shapes", "--networks", "none"), "no model.py and no config.py in none")
 
 
+@pytest.mark.slow
 def test_residual_reference_of_the_panel_learns():
     model, config = panel.reference("residual", 3, 2, seed=0)
     optimizer = config.optimizer_factory(model)

@@ -104,8 +104,8 @@ def test_train_and_report(tmp_path: Path, shapes_npz: Path) -> None:
         'preset = "mnist-8k"\nmax_parameters = 1_000_000\nforbid = ["max_pool"]\n'
         "target_accuracy = 0.02\nlast_epochs = 1\nmax_epochs = 1\n[bonus]\nmin_receptive_field = 1000\n"
     )
-    options = ("--dataset", f"npz:{few}", "--epochs", 1, "--out", out, "--report", "--threads", 1)
-    result = run_main("train", "--assignment", rules, *options)
+    options = ("--dataset", f"npz:{few}", "--epochs", 1, "--out", out, "--threads", 1)
+    result = run_main("train", "--assignment", rules, *options, "--report")
     assert result.returncode == 1, result.stderr  # for max_pool
     assert "note: the network fails demands of the assignment mine: no max-pooling" in result.stderr
     table = result.stdout.split("what the assignment mine demands\n")[1]

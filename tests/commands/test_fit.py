@@ -110,6 +110,7 @@ def test_the_last_epochs_that_an_assignment_asks_for_are_evaluated(task, tmp_pat
     assert candidates.asked == pytest.approx((285 - 10 - 4) / (0.1 + 2 / 11), abs=3)  # two seconds for each evaluation
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def steps(out: Path) -> None:
         out.mkdir()
@@ -183,6 +184,7 @@ def test_the_preset_can_be_pasted(fitted) -> None:
     assert preset.train.batch_size == record["config"]["batch_size"]
 
 
+@pytest.mark.slow
 def test_a_second_fit_goes_on_with_the_study(fitted, task, tmp_path: Path) -> None:
     out, _, _ = fitted
     study = out / "study.sqlite"

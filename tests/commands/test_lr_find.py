@@ -72,7 +72,7 @@ def state_of(trainer: Trainer) -> list:
     return copy.deepcopy([flat(each) for each in [*states, gradients, modes, batches, [torch.from_numpy(i) for i in images]]])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_weights_optimizer_random_states_and_next_batches_are_untouched(dataset, optimizer, capsys):
     seed_everything(3)
     model = Restless(Net(dataset.num_channels, dataset.num_classes, widths=(16, 32, 32, 32)))

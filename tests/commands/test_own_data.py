@@ -237,6 +237,7 @@ def test_resume_with_classes_of_other_names(trained, tmp_path, capsys):
     assert "was made with other classes (" in errors and output == ""  # no table either
 
 
+@pytest.mark.slow
 def test_a_second_sprint_says_what_it_replaces(trained, tmp_path, monkeypatch, capsys):
     from commands import sprint
 

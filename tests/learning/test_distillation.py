@@ -93,6 +93,7 @@ def test_teacher_of_another_data_set_is_refused(dataset, teacher_path, tmp_path)
             Trainer(Net(other.num_channels, 10), other, replace(SMALL, teacher=(str(teacher_path),))).fit()
 
 
+@pytest.mark.slow
 def test_resume_with_other_weights_of_the_teacher_is_refused(dataset, teacher_path, tmp_path):
     path = shutil.copytree(teacher_path.parent, tmp_path / "teacher") / teacher_path.name
     config = replace(SMALL, epochs=1, teacher=(str(path),))

@@ -107,6 +107,7 @@ with distributed.group(torch.device("cpu")):
 """
 
 
+@pytest.mark.slow
 def test_batch_norm_is_that_of_the_whole_batch(tmp_path):
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(6, momentum=0.3)

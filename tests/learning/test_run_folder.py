@@ -42,6 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
 TRAIN = ("train", "--preset", "baseline", "--steps", 4, "--augment", 0)
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_name_get_folders_of_their_own(root):
     first, second = write_npz(root / "a" / "photos.npz"), write_npz(root / "b" / "photos.npz", 4)
     assert run_main(*TRAIN, "--dataset", f"npz:{first}", "--report").returncode == 0

@@ -113,6 +113,7 @@ def test_plot_shows_each_run_over_epochs_and_clock(tmp_path):
     assert stars == [80, 80]
 
 
+@pytest.mark.slow
 def test_many_runs_and_runs_without_a_look(tmp_path):
     folders = [write_run(tmp_path / f"run {i}", i % 3) for i in range(30)]
     runs = comparison.load_runs(folders)

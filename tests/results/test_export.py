@@ -94,6 +94,7 @@ def test_a_program_needs_onnxruntime_alone(onnx_file, tmp_path):
     assert result.returncode == 0 and "green" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_8_bits(weights, onnx_file):
     result = run_main("export", weights, "--format", "int8")
     assert result.returncode == 0, result.stderr

@@ -191,7 +191,7 @@ def test_names_from_a_users_folders_cannot_break_out(tmp_path):
 @pytest.mark.parametrize(
     ("num_classes", "channels", "evaluations", "perfect"),
     [
-        (2, 1, 1, False),
+        pytest.param(2, 1, 1, False, marks=pytest.mark.slow),
         (10, 1, 0, True),
         pytest.param(20, 3, 60, False, marks=pytest.mark.slow),
         pytest.param(100, 3, 3, False, marks=pytest.mark.slow),
@@ -241,6 +241,7 @@ def test_confusion_figure_is_normalised_by_row_and_names_its_cells():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
 
+@pytest.mark.slow
 def test_confusion_figure_of_many_classes_is_not_cluttered():
     labels = np.arange(100)
     figure = figures.confusion_figure(labels, labels, [f"class {i}" for i in labels])

@@ -140,6 +140,7 @@ def test_log_changes_nothing_in_the_training(dataset, tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in plain.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_log_that_begins_at_a_resume_has_the_earlier_looks(dataset, tmp_path):
     trainer = make_trainer(dataset, tmp_path)
     trainer.observer.evaluated = lambda trainer, logits: (_ for _ in ()).throw(KeyboardInterrupt) if trainer.step > 9 else None
@@ -159,6 +160,7 @@ def test_run_from_the_start_replaces_the_log_of_an_earlier_one(dataset, tmp_path
     assert len(list((tmp_path / "log").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_grey_images_and_gradients_that_are_not_finite(tmp_path):
     dataset = data.load("digits", tmp_path)
     with TensorBoardLog(tmp_path / "log") as log:

@@ -118,6 +118,7 @@ def test_the_best_network_is_kept_for_other_commands(tmp_path, monkeypatch, caps
     assert again["test_accuracy"] == card["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision_is_kept_too(tmp_path, monkeypatch, capsys):
     import torchvision
 
