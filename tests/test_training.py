@@ -177,6 +177,7 @@ def test_missed_target_begins_a_cycle_as_long_as_the_accuracy_lacks(dataset, tmp
     assert resumed.evaluations == history.evaluations
 
 
+@pytest.mark.slow
 def test_the_last_cycle_allowed_ends_the_training(dataset):
     """Also where it does not use up what all cycles together may take."""
     config = replace(SMALL, steps=40, cycles=2, early_exit_accuracy=0.3, max_lr=1e-6, early_exit_margin=0.0)
@@ -403,6 +404,7 @@ print(default, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
 def test_memory_of_freed_tensors_is_used_again_without_page_faults():
     result = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -250,6 +250,7 @@ def test_two_processes_work_on_one_study(task, tmp_path: Path, place: str) -> No
     assert {str(one.number) for one in results(study)} == {*numbers[0], *numbers[1]}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_study(task, tmp_path: Path) -> None:
     study = tmp_path / "study.sqlite"
     process = start(task, study, "--budget", "1h")

@@ -49,6 +49,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         assert opened.get(1).state == "graded"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     """A file system of 1 MB, full but for some pages: submit and leaderboard say so, and later the store is whole."""
     enter = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]

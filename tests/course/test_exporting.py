@@ -59,15 +59,22 @@ PEOPLE = {"good": 3, "bad": 2}  # -> how many of the four colours their networks
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory) -> tuple[Path, dict[str, Entry]]:
-    """The folder of the data set, the assignment and the submissions; and what our own grading says of these."""
+def task(tmp_path_factory) -> Path:
+    """The folder of the data set and the assignment."""
     folder = tmp_path_factory.mktemp("ours")
-    npz, store, rules = write_colours(folder / "colours.npz"), folder / "store.sqlite", folder / "colours.toml"
-    rules.write_text(RULES)
+    write_colours(folder / "colours.npz")
+    (folder / "colours.toml").write_text(RULES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(task) -> tuple[Path, dict[str, Entry]]:
+    """That folder with the submissions, and what our own grading says of these."""
+    folder, store = task, task / "store.sqlite"
     contents = {n: {"model.py": MODEL.format(right=k).encode(), "config.py": CONFIG.encode()} for n, k in PEOPLE.items()}
     submit(folder, store, contents)
     (folder / "tmp").mkdir()
-    options = ("--assignment", rules, "--dataset", f"npz:{npz}", "--threads", 1)
+    options = ("--assignment", folder / "colours.toml", "--dataset", f"npz:{folder / 'colours.npz'}", "--threads", 1)
     result = run_main("grade", "--store", store, *options, env={**os.environ, "TMPDIR": str(folder / "tmp")})
     assert result.returncode == 0, result.stderr
     with Store(store) as opened:
@@ -176,9 +183,9 @@ def test_gradescope_names_what_is_refused(ours, autograder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def bundle(ours, tmp_path_factory) -> Path:
+def bundle(task, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("codabench") / "bundle"
-    export("codabench", ours[0], folder, "--docker-image", "me/grader:1")
+    export("codabench", task, folder, "--docker-image", "me/grader:1")
     return folder
 
 

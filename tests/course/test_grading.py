@@ -225,6 +225,7 @@ def test_the_median_counts(npz, tmp_path, monkeypatch):
         assert (state, reason, score, len(result["runs"])) == expected
 
 
+@pytest.mark.slow
 def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files()})

@@ -163,6 +163,7 @@ with distributed.group(torch.device("cpu")):
 """
 
 
+@pytest.mark.slow
 def test_each_image_is_seen_by_one_process_once_an_epoch(tmp_path):
     train_split, test_split = random_split(450), random_split(50)
     np.savez(
@@ -235,7 +236,8 @@ def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, w
 
 
 @needs_proc
-@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_group_saves(shapes_npz, tmp_path, signum):
     process, workers = begun(shapes_npz, tmp_path)
     process.send_signal(signum)  # torchrun's workers have sessions of their own: it passes the signal on to them

@@ -147,6 +147,7 @@ def test_few_images_suffice_for_a_linear_classifier_on_the_features(trained):
     assert known.score(features[1], test.labels) > 0.6
 
 
+@pytest.mark.slow
 def test_fine_tuned_weights_work_with_other_commands(trained, hundred, tmp_path):
     command = ("train", "--preset", "finetune", "--init", "efficientnet_lite0:32", "--dataset", hundred, "--val-images", 100)
     result = run_main(*command, "--steps", 2, "--out", tmp_path / "run")

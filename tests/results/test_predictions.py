@@ -136,6 +136,7 @@ def test_nothing_readable_is_status_1_and_no_traceback(weights, tmp_path):
     assert result.stderr.count("\n") == 1 and "notes.png is not a readable image" in result.stderr
 
 
+@pytest.mark.slow
 def test_reader_who_has_enough_is_no_error(weights, folder):
     process = subprocess.Popen(
         [sys.executable, ROOT / "main.py", "predict", "--weights", weights, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -131,6 +131,7 @@ def dataset(shapes_npz):
     return data.load(f"npz:{shapes_npz}", ROOT)
 
 
+@pytest.mark.slow
 def test_log_changes_nothing_in_the_training(dataset, tmp_path):
     plain = make_trainer(dataset, tmp_path / "plain")
     with TensorBoardLog(tmp_path / "log") as log:

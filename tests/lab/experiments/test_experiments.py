@@ -33,6 +33,7 @@ def test_digits(tmp_path, capsys, name, classes):
     Tags(page)
 
 
+@pytest.mark.slow
 def test_more_data(tmp_path, capsys):
     assert run_lab("more-data", "--quick", "--per-class", 8, 0, "--steps", 30, "--seeds", 3, "--out", tmp_path / "m") == 0
     kept = [json.loads(path.read_text()) for path in (tmp_path / "m").glob("parts/*.json")]

@@ -32,6 +32,7 @@ def inputs(noise, tmp_path_factory):
     return torch.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
 def test_every_runtime_takes_the_same_training_steps(inputs):
     losses = {}
