@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from learning.inference import TrainedNetwork
 from learning.weights import load_weights, save_weights
 from results import export
 
-pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
-import onnxruntime
+# Not imported here: that takes a second of each of pytest's processes, of which one runs these tests.
+pytestmark = pytest.mark.skipif(not find_spec("onnxscript"), reason="requirements-export.txt is not installed")
 
 SCRIPT = (ROOT / "docs" / "own-images.md").read_text().partition("<!-- onnx -->\n```python\n")[2].partition("```")[0]
 
@@ -63,6 +64,8 @@ def test_images_of_any_size_are_answered_as_on_the_command_line(weights, onnx_fi
 
 
 def test_the_file_says_what_it_is(weights, onnx_file):
+    import onnxruntime
+
     about = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["red", "green", "blue"]
     assert json.loads(about["card"]) == load_weights(weights)[1]

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import processes
 from config import TrainConfig
@@ -24,12 +24,17 @@ from results.tensorboard_log import TensorBoardLog
 from training import Trainer
 from utils import seed_everything
 
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 CURVES = ["loss/training", "loss/validation", "accuracy/training", "accuracy/validation", "learning_rate"]
 BATCHES = ["batch/loss", "batch/accuracy", "batch/learning_rate"]
 TEST = ["test/loss", "test/accuracy"]
 
 
 def read(folder: Path) -> EventAccumulator:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     everything = {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}
     return EventAccumulator(str(folder), size_guidance=everything).Reload()
 
