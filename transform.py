@@ -27,7 +27,7 @@ PARTS = ("flip", "shift_scale_rotate", "dropout")
 
 
 def load_albumentations() -> Any:
-    """The module. It takes a second to import, so this is done once in a process, when the first image is transformed."""
+    """The module. It takes a second to import, so this is done where images are transformed, and before workers are forked."""
     # Without this the import asks the network for the newest version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations

@@ -87,9 +87,10 @@ class Sprint:
             return self._sprint()
 
     def _sprint(self) -> int:
-        target = get_preset(self.preset).train.early_exit_accuracy if self.target is None else self.target
-        if self.preset == "finetune":
-            raise InputError("the preset finetune requires trained weights, which a sprint never has: use train with --init")
+        preset = get_preset(self.preset)
+        if preset.needs_weights:
+            raise InputError(f"the preset {self.preset} requires trained weights, which a sprint never has: use train with --init")
+        target = preset.train.early_exit_accuracy if self.target is None else self.target
         if target is None:
             raise InputError(f"the preset {self.preset} has no target: say which test accuracy to exceed with --target")
         if not 0 < target < 1:

@@ -135,8 +135,10 @@ class Train:
 
         if self.config.freeze and not (self.init or self.resume):
             raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
-        if self.preset == "finetune" and not (self.init or self.resume or self.model):
-            raise InputError("the preset finetune requires trained weights: name them with --init, or choose another --preset")
+        if preset.needs_weights and not (self.init or self.resume or self.model):
+            raise InputError(
+                f"the preset {self.preset} requires trained weights: name them with --init, or choose another --preset"
+            )
         kept = checkpoint.read(out / "checkpoint.pt") if self.resume else None
         start = load_start(self.init, self.model) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with

@@ -219,8 +219,8 @@ class AugmentedBatches:
     def steps(self, steps: Sequence[int]) -> Generator[tuple[Tensor, Tensor], None, None]:
         from transform import load_albumentations
 
-        if self.workers:
-            load_albumentations()  # workers that are forked have it then; else each imports it
+        if self.workers and multiprocessing.get_start_method() == "fork":
+            load_albumentations()  # else each of the workers imports it
         # A generator of its own, lest starting the workers moves the global one and a resumed run draws other numbers.
         loader = torch.utils.data.DataLoader(
             self.batches,

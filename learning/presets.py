@@ -20,6 +20,8 @@ class Preset:
     """Arguments of model.Net besides the channel and class counts; what is left out has Net's own default."""
     larger: str = ""
     """The preset whose larger network a sprint trains instead, from new weights, where this one missed the target."""
+    needs_weights: bool = False
+    """It is for weights that are trained already."""
 
 
 _SPRINT = TrainConfig(
@@ -230,6 +232,7 @@ PRESETS: dict[str, Preset] = {
             alternating_flip=True,
             workers=0,
         ),
+        needs_weights=True,
     ),
     "baseline": Preset(
         "the network of sprint-larger trained to the end, with augmentation",
