@@ -19,6 +19,7 @@ from utils import demand_regular_file
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
+    from sqlalchemy.engine import Engine
 
 NAME = "fit"
 SCHEMES = ("postgresql://", "postgres://")
@@ -63,6 +64,7 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
     """
     demand_optuna()
     import optuna
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -77,11 +79,13 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
         for attempt in range(5):
             try:
                 storage = optuna.storages.RDBStorage(url, engine_kwargs={**options, "pool_pre_ping": True})
+                if url.startswith("sqlite"):
+                    _lock_at_begin(storage.engine)
                 study = optuna.create_study(
                     storage=storage, sampler=sampler, pruner=pruner, study_name=NAME, direction="maximize", load_if_exists=True
                 )
                 break
-            except SQLAlchemyError:  # another process makes the same tables at the same time
+            except (SQLAlchemyError, StorageInternalError):  # another process makes the same tables at the same time
                 if attempt == 4:
                     raise
                 time.sleep(0.2 * (attempt + 1))
@@ -160,6 +164,25 @@ def _demand_study(url: str, name: str, options: dict[str, Any]) -> None:
         engine.dispose()
     if tables and not {"studies", "version_info"} & {*tables}:
         raise InputError(f"{name} is a database, but not a study: pass another --study")
+
+
+def _lock_at_begin(engine: Engine) -> None:
+    """Have each transaction in SQLite lock the file when it begins, not when it first writes.
+
+    Optuna reads that a trial waits, then says that it runs. PostgreSQL locks the row that was read; SQLite has no such lock, and two
+    processes took the same trial. The recipe is SQLAlchemy's ("Serializable isolation / Savepoints / Transactional DDL").
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver then begins nothing of its own
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # of connections from before
 
 
 def next_trial(study: Study, known: list[dict[str, Any]]) -> Trial:

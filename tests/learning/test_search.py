@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import socket
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,21 @@ def test_known_networks_come_first_and_lost_ones_again(place: str) -> None:
     states = [one.state for one in study.get_trials()]
     assert states.count(TrialState.FAIL) == 2 and states.count(TrialState.RUNNING) == 2
     assert results(study) == []
+
+
+def test_no_two_take_the_same_network(place: str) -> None:
+    known = [{"x": number / 20} for number in range(20)]
+    next_trial(open_study(place, ABOUT, 1.0), known)
+    together = threading.Barrier(4)
+
+    def take() -> list[int]:
+        study = open_study(place, ABOUT, 1.0)  # a connection of its own, as a process has
+        together.wait(60)
+        return [next_trial(study, known).number for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [number for one in [pool.submit(take) for _ in range(4)] for number in one.result(60)]
+    assert len({*taken}) == 20
 
 
 def test_only_the_best_third_goes_on(tmp_path: Path) -> None:
