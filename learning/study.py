@@ -169,8 +169,8 @@ def _demand_study(url: str, name: str, options: dict[str, Any]) -> None:
 def _lock_at_begin(engine: Engine) -> None:
     """Have each transaction in SQLite lock the file when it begins, not when it first writes.
 
-    Optuna reads that a trial waits, then says that it runs. PostgreSQL locks the row that was read; SQLite has no such lock, and two
-    processes took the same trial. The recipe is SQLAlchemy's ("Serializable isolation / Savepoints / Transactional DDL").
+    Optuna reads that a trial waits, then says that it runs. PostgreSQL locks the row that was read; SQLite has no such lock, and
+    two processes took the same trial. The recipe is SQLAlchemy's ("Serializable isolation / Savepoints / Transactional DDL").
     """
     from sqlalchemy import event
 
