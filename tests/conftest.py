@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import io
 import os
 import shutil
@@ -23,6 +24,8 @@ import pytest
 # The tests that are about speed or exact repetition take it back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+gc.disable()  # until all is imported: to look for garbage takes a tenth of that time
 
 # Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +70,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays, and forked processes share it
+    gc.enable()
 
 
 needs_cifar10 = pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {DATA}")

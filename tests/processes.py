@@ -18,10 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as transform.py sets it before it imports that
-SERVER.set_forkserver_preload(
-    ["main", "training", "results.report", "images.own_images", "torchvision.datasets", "albumentations", "matplotlib.figure"]
-)
+SERVER.set_forkserver_preload(["tests.preloaded"])
 ROOT = Path(__file__).resolve().parent.parent
 
 
