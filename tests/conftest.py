@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import io
 import os
 import shutil
@@ -20,12 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from utils import no_garbage_collection
+
 # On networks this small a second thread gains little, and on a busy machine the two wait for each other most of the time.
 # The tests that are about speed or exact repetition take it back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ALL_THREADS = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
-gc.disable()  # until all is imported: to look for garbage takes a tenth of that time
+importing = contextlib.ExitStack()  # closed when the tests have been imported too
+importing.enter_context(no_garbage_collection())
 
 # Where a shell started pytest in the background, Ctrl-C is ignored, and so it would be by what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -72,9 +74,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what is imported stays, and forked processes share it
-    gc.enable()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    importing.close()  # in the process that has the others run the tests, too
 
 
 needs_cifar10 = pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {DATA}")

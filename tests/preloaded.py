@@ -1,21 +1,17 @@
 """What the fork server of processes.py imports once for all its children, who share it."""
 
-# ruff: noqa: E402, F401
+# ruff: noqa: F401
 
-import gc
-import os
+from utils import no_garbage_collection
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as transform.py sets it before it imports that
-gc.disable()  # to look for garbage takes a tenth of the time
+with no_garbage_collection():
+    import matplotlib.figure
+    import torchvision.datasets
 
-import albumentations
-import matplotlib.figure
-import torchvision.datasets
+    import images.own_images
+    import main
+    import results.report
+    import training
+    from transform import load_albumentations
 
-import images.own_images
-import main
-import results.report
-import training
-
-gc.freeze()
-gc.enable()
+    load_albumentations()
