@@ -65,12 +65,13 @@ class Checkout:
         self.pip_log = elsewhere / "pip.log"
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PIP_") and k != "PYTHONPATH"}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_")) and k != "PYTHONPATH"}
         offline = {"PYTHON": sys.executable, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
+        variables = inherited | offline | {"PIP_LOG": str(self.pip_log)} | environment
         return subprocess.Popen(
             [self.root / script, *arguments],
             cwd=self.elsewhere,
-            env=inherited | offline | {"PIP_LOG": str(self.pip_log)} | environment,
+            env={name: value for name, value in variables.items() if value},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -197,6 +198,39 @@ def test_changed_requirements_are_installed(ready: Checkout) -> None:
     ready.require("./tiny-2.0-py3-none-any.whl\n")
     assert ready.run("run.sh").stdout.startswith("2.0|")
     assert ready.run("run.sh").stderr == ""
+
+
+WITHOUT_INDEX = {"PIP_NO_INDEX": "", "UV_NO_INDEX": "1"}  # pip without one makes set_up ask pip
+
+
+def test_uv_installs(ready: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").symlink_to(Path(sys.prefix) / "bin" / "uv")
+    ready.require("./tiny-2.0-py3-none-any.whl\n")
+    result = ready.run("run.sh", **WITHOUT_INDEX, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert result.stdout.startswith("2.0|"), result.stderr
+    assert "tiny==2.0" in (ready.root / ".venv.log").read_text()
+    assert ready.pip_runs() == 0
+    assert ready.run("run.sh").stderr == ""
+
+
+def test_pip_installs_where_uv_fails(ready: Checkout, tmp_path: Path) -> None:
+    interpreter(tmp_path / "bin", "uv", "#!/bin/sh\necho error: no network\nexit 2\n")
+    ready.require("./tiny-2.0-py3-none-any.whl\n")
+    result = ready.run("run.sh", **WITHOUT_INDEX, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert result.stdout.startswith("2.0|"), result.stderr
+    assert "error: no network" in (ready.root / ".venv.log").read_text()
+    assert ready.pip_runs() == 1
+
+
+def test_pip_installs_where_it_has_an_index_of_its_own(ready: Checkout, tmp_path: Path) -> None:
+    uv = interpreter(tmp_path / "bin", "uv", RECORDING_PYTHON)
+    ready.require("./tiny-2.0-py3-none-any.whl\n")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    result = ready.run("run.sh", PIP_NO_INDEX="", PIP_INDEX_URL="https://mirror.invalid/simple", PATH=path)
+    assert result.stdout.startswith("2.0|"), result.stderr
+    assert ready.pip_runs() == 1
+    assert not Path(f"{uv}.started").exists()
 
 
 def test_program_that_runs_holds_up_no_set_up(ready: Checkout) -> None:
