@@ -163,7 +163,7 @@ def keep_freed_memory() -> None:
     """Make the C library keep what is freed for the next tensor; glibc alone can, elsewhere nothing happens.
 
     By default glibc hands blocks of more than some megabytes, which activations are, back to the kernel, and each page of the
-    next one is zeroed and mapped anew when it is first touched: a seventh of a training step on large maps (docs/accuracy.md).
+    next one is zeroed and mapped anew when it is first touched: a seventh of a training step on large maps (docs/accuracy-log.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,10 +1,10 @@
 """The results of docs/accuracy.md: its table, and the plots of accuracy against parameters and of the learning curves.
 
-    python benchmarks/accuracy.py            # from the records in docs/records/; writes docs/accuracy.png and docs/learning.png
+    python benchmarks/accuracy.py            # from the records in docs/records/; draws docs/accuracy*.png and docs/learning.png
     python benchmarks/accuracy.py --readme   # and puts the table into README.md and docs/accuracy.md
 
 Nothing is trained: a record is the run.json that `./run.sh train --preset NAME --dataset cifar10` leaves in its folder,
-copied to docs/records/NAME.json, or with the preset's own data set instead. The plots show CIFAR-10 alone.
+copied to docs/records/NAME.json, or with the preset's own data set instead. The learning curves are those of CIFAR-10.
 How long fast85 and fast90 take to their targets, over seeds, is in NAME-seeds.json, which
 `./run.sh sprint --preset NAME --dataset cifar10 --seeds 5 --json FILE` writes.
 """
@@ -28,14 +28,31 @@ from utils import ROOT, machine
 
 RECORDS = ROOT / "docs" / "records"
 MARKERS = ("<!-- accuracy-table -->", "<!-- /accuracy-table -->")
-# Name, parameters, test accuracy, whence. DenseNet's was the best epoch's on the test set.
-REFERENCES = (
-    ("DenseNet-BC-40", 176_122, 0.9357, "Huang et al. 2017's network, public results of 300 epochs"),
-    ("ResNet-20", 272_474, 0.9125, "He et al. 2016"),
-    ("best of the course", 195_946, 0.8648, "the best found of many public solutions of the assignment"),
-)
+# Name, parameters, test accuracy; the sources are in docs/accuracy.md. DenseNet's was the best epoch's on the test set.
+REFERENCES = {
+    "cifar10": (
+        ("cifar10-tiniest", 97_530, 0.944),
+        ("DenseNet-BC-40", 176_122, 0.9357),
+        ("CondenseNet-50", 220_000, 0.9378),
+        ("ResNet-20", 272_474, 0.9125),
+    ),
+    "cifar100": (
+        ("DenseNet-BC-40", 188_092, 0.7159),
+        ("ResNet-20 alone", 280_000, 0.696),
+        ("ResNet-20 with a teacher", 280_000, 0.737),
+    ),
+}
+# What is known without the number of parameters: a line across the plot.
+LEVELS = {"cifar10": ("best of the course, any size", 0.883), "cifar100": ("speedrun of 2026", 0.752)}
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-COLOURS = {"fast85": "#56b4e9", "fast90": "#0072b2", "slim": "#009e73", "accurate": "#d55e00", "teacher": "#5f6368"}
+COLOURS = {
+    "fast85": "#56b4e9",
+    "fast90": "#0072b2",
+    "slim": "#009e73",
+    "accurate": "#d55e00",
+    "teacher": "#5f6368",
+    "cifar100": "#cc79a7",
+}
 
 
 @dataclass
@@ -46,13 +63,17 @@ class Results:
     """Put the table into README.md and docs/accuracy.md."""
 
     def run(self) -> int:
-        paths = {name: RECORDS / f"{name}.json" for name in dict.fromkeys((*COLOURS, *PRESETS))}
+        paths = {name: RECORDS / f"{name}.json" for name in COLOURS}
         records = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
         if not records:
             raise InputError(f"there are no records in {RECORDS}: train a preset and copy its run.json there (--help says how)")
-        cifar10 = {name: record for name, record in records.items() if record["card"]["dataset"] == "cifar10" and name in COLOURS}
-        plot_parameters(cifar10, ROOT / "docs" / "accuracy.png")
-        plot_learning(cifar10, ROOT / "docs" / "learning.png")
+        of_dataset = {
+            dataset: {n: record for n, record in records.items() if record["card"]["dataset"] == dataset and n in COLOURS}
+            for dataset in REFERENCES
+        }
+        plot_parameters("cifar10", of_dataset["cifar10"], ROOT / "docs" / "accuracy.png")
+        plot_parameters("cifar100", of_dataset["cifar100"], ROOT / "docs" / "accuracy-cifar100.png")
+        plot_learning(of_dataset["cifar10"], ROOT / "docs" / "learning.png")
         text = table(records)
         print(text)
         if self.readme:
@@ -101,8 +122,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
-    """Test accuracy against parameters, ours beside the references, as a PNG."""
+def plot_parameters(dataset: str, records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Test accuracy against parameters, ours beside the references on that data set, as a PNG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
@@ -120,16 +141,29 @@ def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
         rotation=90,
         va="center",
     )
-    points = [(name, parameters, accuracy, "#000000", "x") for name, parameters, accuracy, _ in REFERENCES]
+    level, reached = LEVELS[dataset]
+    axes.axhline(reached, color="#5f6368", linestyle=":", linewidth=1)
+    axes.annotate(
+        f"{level} {reached:.1%}",
+        (0.99, reached),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color="#5f6368",
+        fontsize=9,
+        ha="right",
+    )
+    points = [(name, parameters, accuracy, "#000000", "x") for name, parameters, accuracy in REFERENCES[dataset]]
     points += [
         (name, record["card"]["parameters"], record["card"]["test_accuracy"], COLOURS[name], "o")
         for name, record in records.items()
     ]
-    height = 0.0
+    heights: dict[str, float] = {}  # of the last label on the left of the limit, right of it, and far to the right
     for name, parameters, accuracy, colour, marker in sorted(points, key=lambda point: point[2]):
         axes.plot(parameters, accuracy, marker, color=colour, markersize=8)
         is_just_above = 200_000 < parameters < 1e6  # a label on its left would lie on the limit
-        height = max(accuracy, height + 0.004)  # nor may two labels lie on each other
+        place = "right" if is_just_above else "left" if parameters < 1e6 else "far"
+        heights[place] = height = max(accuracy, heights.get(place, 0) + 0.004)  # nor may two labels lie on each other
         axes.annotate(
             f"{name} {accuracy:.2%}",
             (parameters, accuracy),
@@ -140,7 +174,7 @@ def plot_parameters(records: dict[str, dict[str, Any]], path: Path) -> None:
             ha="left" if is_just_above else "right",
             va="center",
         )
-    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy", title="CIFAR-10: accuracy against parameters")
+    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy", title=f"{DATASETS[dataset]}: accuracy against parameters")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())

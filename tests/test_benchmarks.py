@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -323,7 +324,11 @@ def test_results_from_records(tmp_path, monkeypatch):
     }
     (tmp_path / "fast85-seeds.json").write_text(json.dumps(runs))
     assert "median 95 s (90 to 100), 1 missed: `./run.sh sprint --preset fast85`." in accuracy.table(records)
-    for plot in (accuracy.plot_parameters, accuracy.plot_learning):
+    for plot in (
+        partial(accuracy.plot_parameters, "cifar10"),
+        partial(accuracy.plot_parameters, "cifar100"),
+        accuracy.plot_learning,
+    ):
         plot(records, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10_000
         (tmp_path / "plot.png").unlink()
