@@ -54,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # The long files come first: none is left for the end, when it would run alone.
 LONG = frozenset(
     str.split(
-        "attacks distributed export exporting fit grading hostile kills main report runtimes scripts serving_page training weights"
+        "attacks benchmarks distributed export exporting fit grading hostile kills main report runtimes scripts serving_page "
+        "training weights"
     )
 )
 

@@ -44,8 +44,8 @@ def test_killed_graders_lose_nothing(tmp_path):
                 submitted, _ = opened.add(Submission(files(), "hw", ((f"S{submitted}", f"s{submitted}"),), ("none",), ()))
         grader = context.Process(target=run_grader, args=(store, exam, seed))
         grader.start()
-        # Most while it starts and trains, some when it writes the result.
-        grader.join(moments.uniform(0, 1.6 if kills % 3 else 3.2) if kills < 100 and submitted > 2 else None)
+        # Most while it starts, some while it trains or writes the result.
+        grader.join(moments.uniform(0, 0.8 if kills % 3 else 3.2) if kills < 100 and submitted > 2 else None)
         grader.kill()
         grader.join()
         kills += grader.exitcode == -signal.SIGKILL
