@@ -138,12 +138,15 @@ class Fit:
         """Write and print all that a training leaves; returns the exit status."""
         import torch
 
+        from learning.last_epochs import evaluate_last_epochs
         from limits.constraints import exit_status, format_table
         from results.demands import Training, of_all
 
         trainer, config, precision = run.trainer, run.trainer.config, torch.float32
         test_loss, test_accuracy = trainer.evaluate(trainer.dataset.test, precision)
         history, card = trainer.history, trainer.final_card(test_accuracy, precision)
+        if rules.last_epochs:
+            history.last_test_accuracies = evaluate_last_epochs(out, trainer, precision)
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}
         write_json(out / "run.json", record)

@@ -130,6 +130,7 @@ class Train:
         from learning.distillation import demand_teaches, load_teacher
         from learning.fitting import FITTED, demand_fits, fit_to_data, say_limits
         from learning.history import Observer, Observers
+        from learning.last_epochs import LastEpochs, evaluate_last_epochs
         from learning.log import Log
         from training import Trainer
 
@@ -192,6 +193,8 @@ class Train:
             if curve:
                 observers.append(KeepCurve(curve, out))
             observers.append(Log(out))
+            if rules and rules.last_epochs:
+                observers.append(LastEpochs(out, rules.last_epochs))
             if self.tensorboard:
                 from results.tensorboard_log import TensorBoardLog
 
@@ -214,6 +217,8 @@ class Train:
                 board.tested(trainer.step, test_loss, test_accuracy)
         if not distributed.is_main():
             return 0
+        if rules and rules.last_epochs:
+            history.last_test_accuracies = evaluate_last_epochs(out, trainer, precision)
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
         if kept and kept["step"] != trainer.step:

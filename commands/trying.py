@@ -16,6 +16,7 @@ from images.data import ImageDataset, Split, statistics, stratified_split
 from learning import checkpoint
 from learning.fitting import AVERAGED_SHARE, MIN_STEPS, demand_fits, fit_to_data
 from learning.history import Observer, Observers, Training
+from learning.last_epochs import LastEpochs
 from learning.log import Log
 from learning.search import Space
 from learning.study import RUNGS, Result, best, give_back, next_trial, open_study, results, score, told
@@ -156,6 +157,7 @@ class Candidates:
         left = MARGIN * (ends - time.monotonic()) - test
         if self.rules.last_epochs:  # they are shown by an evaluation after each epoch
             evaluations, step_seconds = 0, probe.step_seconds + one / self.steps_per_epoch
+            left -= self.rules.last_epochs * test
         else:
             evaluations, step_seconds = max(1, min(EVALUATIONS, int(left / 10 / one) if one else EVALUATIONS)), probe.step_seconds
         left -= (evaluations + 2) * one  # two more choose the weights
@@ -269,7 +271,8 @@ class Candidates:
         observer: Observer = clock
         if out:
             card |= network_card(model, dataset.num_channels, dataset.image_size, net, preset="fit", data=dataset.content())
-            observer = Observers(clock, Log(out))
+            last = [LastEpochs(out, self.rules.last_epochs)] if self.rules.last_epochs else []
+            observer = Observers(clock, Log(out), *last)
         bar = None if out else tqdm(disable=True)
         began = time.monotonic()
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer, progress=bar)

@@ -16,7 +16,7 @@ from learning.weights import load_checkpoint, save_checkpoint
 from utils import random_states, restore_random_states
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import Optimizer
 
     from learning.averaging import WeightAverage
@@ -40,9 +40,6 @@ class Resumable(Training, Protocol):
     steps_per_epoch: int
     learning_rate: float
     seconds_before: float
-
-    @property
-    def trained_model(self) -> nn.Module: ...
 
     def read_losses(self) -> None: ...
 

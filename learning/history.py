@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from images.data import ImageDataset, Split
 
 
+EPSILON = 1e-6
+"""Of an epoch, by which rounding may differ."""
 FLAT_EVALUATIONS = 20
 """Evaluations in a row over which a training loss that hardly moves is flat."""
 
@@ -55,6 +57,9 @@ class History:
     """Which weights were kept in the end, where they are not those of the last evaluation."""
     kept_accuracy: float | None = None
     """Their validation accuracy."""
+    last_test_accuracies: list[float] = field(default_factory=list)
+    """Test accuracy (0 to 1) of the weights after each of the last epochs, where an assignment has `last_epochs`; evaluated when
+    the training was over."""
     total_seconds: float = 0.0
     """The clock when training stopped."""
     waiting_seconds: float = field(default=0.0, compare=False)
@@ -98,6 +103,10 @@ class Training(Protocol):
     mean: tuple[float, ...]
     """Of each channel, of pixels scaled to 0..1: what the inputs are normalised with."""
     std: tuple[float, ...]
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The network to evaluate: the averaged one where there is an average."""
 
     def is_due(self, every: int) -> bool:
         """Whether what comes every so many steps (0: once an epoch) comes after the latest step."""

@@ -19,7 +19,7 @@ PAGES = (*REPORT, "comparison.html", "validation-accuracy.png")
 """What shows a run, of its weights at the time."""
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
 """Any of these makes a folder a run's."""
-ALL = (*RUN, *PAGES, "model.json", "log.csv", "tensorboard", "lr-find.png", "study.sqlite", "preset.txt")
+ALL = (*RUN, *PAGES, "model.json", "log.csv", "last-epochs.pt", "tensorboard", "lr-find.png", "study.sqlite", "preset.txt")
 EXPORTED = (".onnx", ".pt2")
 """Endings of files that `export` makes of weights: the user's, never removed."""
 

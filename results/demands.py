@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from learning.history import EPSILON
 from learning.run_folder import data_place
 from limits.assignments import Assignment
 from limits.constraints import Constraint, check
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from learning.history import Evaluation, History
-
-EPSILON = 1e-6  # of an epoch, by which rounding may differ
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,12 @@ def _all(assignment: Assignment, training: Training | None) -> Iterator[Constrai
 
 
 def _last_epochs(training: Training | None, count: int, target: float) -> tuple[str, bool | None]:
-    """The validation accuracies after the last epochs, and whether all are above the target."""
+    """The accuracies after the last epochs, and whether all are above the target: on the test images where the training kept the
+    weights to find them, else on the validation images."""
     if training is None:
         return "", None
+    if len(kept := training.history.last_test_accuracies[-count:]) == count:
+        return _listed(kept, "test"), min(kept) > target
     if not training.has_val_split:
         return "unknown, because the validation images were trained on", None
     at_ends: dict[int, Evaluation] = {
@@ -116,7 +118,11 @@ def _last_epochs(training: Training | None, count: int, target: float) -> tuple[
             return f"only {last} epochs were trained", False
         return f"unknown, because only {done} of {last} epochs ended with an evaluation (--eval-every)", None
     accuracies = [at_ends[epoch].val_accuracy for epoch in wanted]
-    return ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + " on the validation images", min(accuracies) > target
+    return _listed(accuracies, "validation"), min(accuracies) > target
+
+
+def _listed(accuracies: list[float], split: str) -> str:
+    return ", ".join(f"{accuracy:.2%}" for accuracy in accuracies) + f" on the {split} images"
 
 
 def _peak(training: Training) -> float:

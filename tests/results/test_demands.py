@@ -57,6 +57,17 @@ def test_each_of_the_last_epochs() -> None:
     assert demand(LAST, training([])).passed is False
 
 
+def test_the_test_split_decides_where_the_weights_of_the_last_epochs_were_kept() -> None:
+    trained = training([0.1, 0.995, 0.995, 0.995])
+    trained.history.last_test_accuracies = [0.995, 0.994, 0.996]
+    good = demand(LAST, trained)
+    assert (good.value, good.passed) == ("99.50%, 99.40%, 99.60% on the test images", True)
+    trained.history.last_test_accuracies[1] = 0.9939
+    assert demand(LAST, trained).passed is False
+    trained.history.last_test_accuracies.pop()
+    assert demand(LAST, trained).value.endswith("on the validation images")
+
+
 def test_evaluations_within_epochs() -> None:
     ends = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert demand(LAST, training([0.1, 0.995, 0.1, 0.995, 0.1, 0.996], ends=ends)).passed is True
