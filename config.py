@@ -184,52 +184,59 @@ class TrainConfig:
         return tuple(part for part in ("flip", "shift_scale_rotate", "dropout") if self.augment and getattr(self, part))
 
 
-def one_cycle_adamw(model: nn.Module) -> Optimizer:
-    """AdamW that runs one-cycle schedules by itself, for a loop that has no scheduler (the course's).
+class OneCycles:
+    """One-cycle schedules that follow one another, for a loop that has no scheduler (the course's).
 
-    The first cycle spans 50,000 images. Should the loop go on after it, `model.grow` is called where there is one, and the next
-    cycle spans four times as many, each further one twice as many as the one before. Cycles end with an epoch, after which the
+    The first cycle spans `first_cycle` steps. Should the loop go on after it, `model.grow` is called where there is one, and the
+    next cycle spans four times as many, each further one twice as many as the one before. Cycles end with an epoch, after which the
     loop tests. An epoch is over when the loop has called the model in eval mode; from the second on, its length is known.
+
+    The methods are hooks of the model and its optimizer. They are not closures, with which torch.save(model) would fail.
     """
+
+    def __init__(self, first_cycle: int, max_lr: float) -> None:
+        self.first_cycle, self.max_lr = first_cycle, max_lr
+        self.total_steps, self.step, self.steps_of_epoch, self.cycles = first_cycle, 0, 0, 1
+        self.tested = False
+
+    def begin_epoch(self, model: nn.Module, args: tuple) -> None:
+        """Before each forward pass: see whether an epoch is over, and the cycle with it."""
+        if not model.training:
+            self.tested = self.steps_of_epoch > 0
+        elif self.tested:
+            if self.step >= self.total_steps:
+                grow: Any = getattr(model, "grow", None)
+                if self.cycles == 1 and grow is not None:
+                    grow()
+                self.cycles += 1
+                self.total_steps, self.step = self.first_cycle * 2**self.cycles, 0
+            self.total_steps = -(-self.total_steps // self.steps_of_epoch) * self.steps_of_epoch
+            self.steps_of_epoch, self.tested = 0, False
+
+    def set_learning_rate(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """Before each step of the optimizer."""
+        self.step += 1
+        self.steps_of_epoch += 1
+        rising, falling = self.step / (0.25 * self.total_steps), (self.total_steps - self.step + 1) / (0.75 * self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = self.max_lr * (min(rising, falling) if self.step <= self.total_steps else 0.1)
+
+
+def one_cycle_adamw(model: nn.Module) -> Optimizer:
+    """AdamW that runs one-cycle schedules by itself, the first one over 50,000 images."""
     import math
 
     import torch
 
-    max_lr, first_cycle = 0.02, math.ceil(50_000 / CONFIG.batch_size)
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim > 1]},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=max_lr, betas=(0.6, 0.97), weight_decay=0.01, fused=True)
-    total_steps, step, steps_of_epoch, cycles = first_cycle, 0, 0, 1
-    tested = False
-
-    def begin_epoch(model: nn.Module, args: tuple) -> None:
-        nonlocal total_steps, step, steps_of_epoch, cycles, tested
-        if not model.training:
-            tested = steps_of_epoch > 0
-        elif tested:
-            if step >= total_steps:
-                grow: Any = getattr(model, "grow", None)
-                if cycles == 1 and grow is not None:
-                    grow()
-                cycles += 1
-                total_steps, step = first_cycle * 2**cycles, 0
-            total_steps = math.ceil(total_steps / steps_of_epoch) * steps_of_epoch
-            steps_of_epoch, tested = 0, False
-
-    model.register_forward_pre_hook(begin_epoch)
-
-    def set_learning_rate(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        nonlocal step, steps_of_epoch
-        step += 1
-        steps_of_epoch += 1
-        rising, falling = step / (0.25 * total_steps), (total_steps - step + 1) / (0.75 * total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = max_lr * (min(rising, falling) if step <= total_steps else 0.1)
-
-    optimizer.register_step_pre_hook(set_learning_rate)
+    cycles = OneCycles(math.ceil(50_000 / CONFIG.batch_size), max_lr=0.02)
+    optimizer = torch.optim.AdamW(groups, lr=cycles.max_lr, betas=(0.6, 0.97), weight_decay=0.01, fused=True)
+    model.register_forward_pre_hook(cycles.begin_epoch)
+    optimizer.register_step_pre_hook(cycles.set_learning_rate)
     return optimizer
 
 

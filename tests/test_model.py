@@ -1,6 +1,7 @@
 """The network: shapes, the space-to-batch convolution, whitening, and what a course's loop sees of it."""
 
 import inspect
+import io
 import subprocess
 import sys
 from functools import partial
@@ -329,6 +330,21 @@ def test_the_courses_learning_rate_goes_in_cycles_of_whole_epochs(steps_of_epoch
         assert max(cycle) == pytest.approx(0.02, rel=0.1)
         assert cycle.index(max(cycle)) == pytest.approx(0.25 * length, abs=6)
         assert cycle[-1] == pytest.approx(0.002 if length == 94 else 0, abs=0.0004)
+
+
+def test_the_courses_model_is_saved_whole_in_the_middle_of_a_training():
+    """The hooks of its optimizer included."""
+    model = Model(3, 10)
+    optimizer = CONFIG.optimizer_factory(model)
+    images, labels = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2), torch.arange(64) % 10
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(images), model.eval()(images))
 
 
 def test_course_interface_is_annotated_and_documented():
