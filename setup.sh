@@ -71,12 +71,13 @@ pip_install() {
 }
 
 find_uv() { # Sets $uv. Fails where pip has an index of its own: uv does not read pip's settings.
-    ! "$venv/bin/python" -m pip config list | grep -Eq '(\.|^:env:\.extra-)index-url=|\.no-index=' || return 1
-    uv=$(command -v uv) || { pip_install uv==0.13.9 && uv=$venv/bin/uv; }
+    ! "$venv/bin/python" -m pip config list | grep -E '(\.|^:env:\.extra-)index-url=|\.no-index=' >/dev/null || return 1
+    uv=$(command -v uv) || { pip_install --retries 1 uv==0.13.9 && uv=$venv/bin/uv; }
 }
 
 install_file() { # uv takes a third of pip's time, the second time on a machine a tenth. Where it fails, pip says why.
-    if find_uv && "$uv" pip install --python "$venv/bin/python" --compile-bytecode --no-progress -r "$1"; then
+    # --project: else settings for uv in a folder above would count, as the place to install to.
+    if find_uv && "$uv" pip install --project / --python "$venv/bin/python" --compile-bytecode --no-progress -r "$1"; then
         return
     fi
     pip_install -r "$1"
@@ -84,6 +85,7 @@ install_file() { # uv takes a third of pip's time, the second time on a machine 
 
 install_copies() { # From copies, so that a file edited meanwhile is not taken for installed.
     mkdir "$venv/wanted" && (
+        trap 'exit 130' INT # pip ends by itself at Ctrl-C, and what would come next here must not begin
         cd "$root" && cp "$@" "$venv/wanted" && shift $(($# - 1)) && install_file "$venv/wanted/$1"
     ) && rm -rf "$venv/previous" && mv "$venv/wanted" "$venv/installed"
 }
@@ -108,6 +110,7 @@ install() {
             rm -rf "$venv"
         fi
         reason=$(sed -n 's/^ERROR: //p' "$log" | tail -n 1)
+        ! grep 'connection broken by' "$log" >/dev/null || reason="no connection to the package index; $reason"
         fail "installing $* failed${reason:+: $reason}; see $log"
     fi
 }

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,12 +65,12 @@ class Checkout:
         self.elsewhere = elsewhere
         self.pip_log = elsewhere / "pip.log"
 
-    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    def start(self, script: str, *arguments: str, shell: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_")) and k != "PYTHONPATH"}
         offline = {"PYTHON": sys.executable, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
         variables = inherited | offline | {"PIP_LOG": str(self.pip_log)} | environment
         return subprocess.Popen(
-            [self.root / script, *arguments],
+            [*shell, self.root / script, *arguments],
             cwd=self.elsewhere,
             env={name: value for name, value in variables.items() if value},
             stdin=subprocess.PIPE,
@@ -207,6 +208,7 @@ def test_uv_installs(ready: Checkout, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "uv").symlink_to(Path(sys.prefix) / "bin" / "uv")
     ready.require("./tiny-2.0-py3-none-any.whl\n")
+    (ready.root.parent / "uv.toml").write_text(f'[pip]\ntarget = "{tmp_path / "elsewhere"}"\n')  # of another project
     result = ready.run("run.sh", **WITHOUT_INDEX, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert result.stdout.startswith("2.0|"), result.stderr
     assert "tiny==2.0" in (ready.root / ".venv.log").read_text()
@@ -276,6 +278,24 @@ def test_interrupted_set_up_says_so(fresh: Checkout) -> None:
     assert (result.returncode, result.stdout) == (130, ""), result.stderr
     assert "Traceback" not in result.stderr
     assert not (fresh.root / ".venv" / "installed").exists()
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_interrupted_while_uv_is_fetched_starts_no_other_installation(ready: Checkout, shell: str) -> None:
+    """pip ends by itself then, so that the shell is not ended by the signal."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    ready.require("./tiny-2.0-py3-none-any.whl\n")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:  # it never answers
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        options = {"PIP_NO_INDEX": "", "HTTPS_PROXY": address, "https_proxy": address, "PATH": "/usr/bin:/bin"}
+        process = ready.start("run.sh", shell=(shell,), **options)
+        proxy.settimeout(60)
+        proxy.accept()
+        os.killpg(process.pid, signal.SIGINT)
+        result = finish(process)
+    assert (result.returncode, result.stdout) == (130, ""), result.stderr
+    assert "tiny" not in (ready.root / ".venv.log").read_text()
 
 
 @pytest.mark.slow
