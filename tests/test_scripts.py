@@ -225,6 +225,7 @@ def test_pip_installs_where_uv_fails(ready: Checkout, tmp_path: Path) -> None:
     assert ready.pip_runs() == 1
 
 
+@pytest.mark.slow
 def test_pip_installs_where_it_has_an_index_of_its_own(ready: Checkout, tmp_path: Path) -> None:
     uv = interpreter(tmp_path / "bin", "uv", RECORDING_PYTHON)
     ready.require("./tiny-2.0-py3-none-any.whl\n")
@@ -280,7 +281,7 @@ def test_interrupted_set_up_says_so(fresh: Checkout) -> None:
     assert not (fresh.root / ".venv" / "installed").exists()
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash"])
+@pytest.mark.parametrize("shell", [pytest.param("dash", marks=pytest.mark.slow), "bash"])
 def test_interrupted_while_uv_is_fetched_starts_no_other_installation(ready: Checkout, shell: str) -> None:
     """pip ends by itself then, so that the shell is not ended by the signal."""
     if not shutil.which(shell):

@@ -66,7 +66,9 @@ def test_their_test_accuracies_are_those_of_the_time(dataset, tmp_path):
     assert all(torch.equal(kept[5][name], tensor) for name, tensor in trainer.averaged.module.state_dict().items())
 
 
-@pytest.mark.parametrize("dies_at", [27, 30])  # after the checkpoint of step 24 within an epoch of 7 steps, before and after an end
+@pytest.mark.parametrize(
+    "dies_at", [27, pytest.param(30, marks=pytest.mark.slow)]
+)  # after the checkpoint of step 24 within an epoch of 7 steps, before and after an end
 def test_a_killed_training_goes_on_with_them(dataset, tmp_path, dies_at):
     trainer_of(dataset, tmp_path / "whole").fit()
     with pytest.raises(ProcessLookupError):
