@@ -50,6 +50,7 @@ def test_the_command_of_the_readme(trained, capsys):
     assert (config["epochs"], config["val_images"], config["batch_size"], config["image_size"]) == (4, 3, 8, 32)
 
 
+@pytest.mark.slow
 def test_two_images_a_class(tmp_path, capsys):
     photos = write_colours(tmp_path / "photos", 2, ("green", "red"))
     assert run("train", "--dataset", f"folder:{photos}", "--epochs", 2, "--out", tmp_path / "run", "--report") == 0

@@ -146,6 +146,7 @@ def test_without_psycopg(monkeypatch):
     assert_refused(run_main("leaderboard", "--store", "postgresql://ada@host/db"), "pip install -r requirements-postgres.txt")
 
 
+@pytest.mark.slow
 def test_from_submission_to_board(postgres, address, tmp_path):
     """The commands themselves, with a sandbox; what was ended in order is no crash."""
     npz = write_colours(tmp_path / "colours.npz")

@@ -242,6 +242,7 @@ def test_an_interrupted_grader_that_watched_queues_what_it_was_grading(npz, tmp_
         assert [entry.state for entry in opened.entries()] == ["graded", "queued"]
 
 
+@pytest.mark.slow
 def test_a_new_submission_stops_the_old_one_under_way(npz, tmp_path):
     store = tmp_path / "store.sqlite"
     submit(tmp_path, store, {"ada": files("forward", "time.sleep(1000)")})

@@ -315,6 +315,7 @@ def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_error_is_said_once_by_a_job_of_torchrun(shapes_npz, tmp_path):
     """Found by process 0 while the other waits."""
     arguments = train_arguments(shapes_npz, tmp_path, "--dataset", "npz:nothing.npz")

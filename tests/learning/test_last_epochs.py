@@ -80,6 +80,7 @@ def test_a_killed_training_goes_on_with_them(dataset, tmp_path, dies_at):
         assert all(torch.equal(state[name], resumed[epoch][name]) for name in state)
 
 
+@pytest.mark.slow
 def test_an_assignment_is_judged_by_them(shapes_npz, tmp_path):
     (tmp_path / "mine.toml").write_text("target_accuracy = 0.01\nlast_epochs = 2")
     options = ("--epochs", 3, "--batch-size", 500, "--val-images", 100, "--augment", 0, "--ema-decay", 0, "--out", tmp_path / "run")

@@ -17,7 +17,7 @@ def accuracies(folder: Path) -> list[float]:
     return [json.loads(path.read_text())["test_accuracy"] for path in folder.glob("parts/*.json") if "weights" not in path.name]
 
 
-@pytest.mark.parametrize(("name", "classes"), [("digits-fc", ()), ("digits-conv", (0, 6))])
+@pytest.mark.parametrize(("name", "classes"), [("digits-fc", ()), pytest.param("digits-conv", (0, 6), marks=pytest.mark.slow)])
 def test_digits(tmp_path, capsys, name, classes):
     named = ("--classes", *classes) if classes else ()
     assert run_lab(name, "--quick", "--seeds", 1, "--lr", 0.01, *named, "--out", tmp_path) == 0
