@@ -75,7 +75,7 @@ find_uv() { # Sets $uv. Fails where pip has an index of its own: uv does not rea
     uv=$(command -v uv) || { pip_install --retries 1 uv==0.13.9 && uv=$venv/bin/uv; }
 }
 
-install_file() { # uv takes a third of pip's time, the second time on a machine a tenth. Where it fails, pip says why.
+install_file() { # uv takes less than half of pip's time, the second time on a machine a fifth. Where it fails, pip says why.
     # --project: else settings for uv in a folder above would count, as the place to install to.
     if find_uv && "$uv" pip install --project / --python "$venv/bin/python" --compile-bytecode --no-progress -r "$1"; then
         return

@@ -67,19 +67,20 @@ class Results:
         records = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
         if not records:
             raise InputError(f"there are no records in {RECORDS}: train a preset and copy its run.json there (--help says how)")
-        of_dataset = {
-            dataset: {n: record for n, record in records.items() if record["card"]["dataset"] == dataset and n in COLOURS}
-            for dataset in REFERENCES
-        }
-        plot_parameters("cifar10", of_dataset["cifar10"], ROOT / "docs" / "accuracy.png")
-        plot_parameters("cifar100", of_dataset["cifar100"], ROOT / "docs" / "accuracy-cifar100.png")
-        plot_learning(of_dataset["cifar10"], ROOT / "docs" / "learning.png")
+        for dataset, plot in (("cifar10", "accuracy.png"), ("cifar100", "accuracy-cifar100.png")):
+            plot_parameters(dataset, on(dataset, records), ROOT / "docs" / plot)
+        plot_learning(on("cifar10", records), ROOT / "docs" / "learning.png")
         text = table(records)
         print(text)
         if self.readme:
             for name in ("README.md", "docs/accuracy.md"):
                 replace_between(ROOT / name, MARKERS, text)
         return 0
+
+
+def on(dataset: str, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of the records that were trained on this data set."""
+    return {name: record for name, record in records.items() if record["card"]["dataset"] == dataset}
 
 
 def table(records: dict[str, dict[str, Any]]) -> str:

@@ -32,12 +32,13 @@ class LastEpochs(Observer):
         self.states = _read(self.path) if trainer.step else {}
 
     def evaluated(self, trainer: Training, logits: Tensor) -> None:
-        epoch = trainer.history.evaluations[-1].epoch
-        if abs(epoch - round(epoch)) > EPSILON:
+        at = trainer.history.evaluations[-1].epoch
+        epoch = round(at)
+        if abs(at - epoch) > EPSILON:
             return
-        self.states[round(epoch)] = latest = state_of(trainer.trained_model)
+        self.states[epoch] = latest = state_of(trainer.trained_model)
         # A run that was killed may have left later ones than the checkpoint from which it is resumed.
-        self.states = {each: state for each, state in sorted(self.states.items()) if epoch - self.count < each <= round(epoch)}
+        self.states = {each: state for each, state in sorted(self.states.items()) if epoch - self.count < each <= epoch}
         save_checkpoint(self.path, {"card": trainer.card, "model": latest, "epochs": self.states})
 
 

@@ -41,22 +41,14 @@ def environment(**changes: object) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in (group | changes).items()}
 
 
-def start_group(size: int, script: Path, *arguments: object) -> list[processes.Process]:
+def run_group(size: int, script: Path, *arguments: object) -> list[subprocess.CompletedProcess]:
     """`script` in a group of `size` processes, without torchrun."""
     first = environment(WORLD_SIZE=size, PYTHONPATH=ROOT)
-    return [processes.Process(script, *arguments, env=first | {"RANK": str(rank)}) for rank in range(size)]
-
-
-def end_group(group: list[processes.Process]) -> list[subprocess.CompletedProcess]:
+    group = [processes.Process(script, *arguments, env=first | {"RANK": str(rank)}) for rank in range(size)]
     results = []
     for process in group:
         output, errors = process.communicate(timeout=300)
         results.append(subprocess.CompletedProcess(process.command, process.returncode, output, errors))
-    return results
-
-
-def run_group(size: int, script: Path, *arguments: object) -> list[subprocess.CompletedProcess]:
-    results = end_group(start_group(size, script, *arguments))
     assert not any(result.returncode for result in results), results
     return results
 
@@ -210,14 +202,10 @@ def test_two_processes_train_as_one(shapes_npz, whole, tmp_path):
     assert second.stdout == second.stderr == ""  # one process speaks
 
 
-def wait_for_checkpoint(process: processes.Process, out: Path) -> None:
-    wait_for(lambda: process.poll() is not None or (out / "checkpoint.pt").exists(), seconds=300)
-
-
 def begun(shapes_npz: Path, out: Path) -> tuple[processes.Process, dict[int, int]]:
     """torchrun with two processes that have written their first checkpoint, and their ranks and process ids."""
     process = processes.Process(*TORCHRUN, 2, ROOT / "main.py", *train_arguments(shapes_npz, out))
-    wait_for_checkpoint(process, out)
+    wait_for(lambda: process.poll() is not None or (out / "checkpoint.pt").exists(), seconds=300)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {pid: re.search(rb"\0RANK=(\d)", Path(f"/proc/{pid}/environ").read_bytes()) for pid in children}
     return process, {int(match[1]): int(pid) for pid, match in ranks.items() if match}
@@ -226,7 +214,14 @@ def begun(shapes_npz: Path, out: Path) -> tuple[processes.Process, dict[int, int
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in Linux's /proc")
 
 
-def assert_says_what_was_lost(errors: str, out: Path) -> None:
+@needs_proc
+@pytest.mark.parametrize(("victim", "size_after"), [(0, 2), (1, 1)])
+@pytest.mark.slow
+def test_killed_process_ends_the_job_in_a_line_and_the_run_goes_on(shapes_npz, whole, tmp_path, victim, size_after):
+    process, workers = begun(shapes_npz, tmp_path)
+    os.kill(workers[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
     (line,) = our_lines(errors)
     assert re.match(
         r"error: another of the 2 processes was lost after step \d+ of 60; the last good checkpoint is "
@@ -234,60 +229,24 @@ def assert_says_what_was_lost(errors: str, out: Path) -> None:
         line,
     ), errors
     assert 'main.py", line' not in errors  # no traceback of ours
-    assert load_checkpoint(out / "checkpoint.pt")["step"] >= 4
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] >= 4
+    run_group(size_after, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, "--resume"))
+    assert_same_run(whole[0], tmp_path)
 
 
 @needs_proc
 @pytest.mark.slow
-def test_first_process_killed_ends_the_job_of_torchrun_and_the_run_goes_on(shapes_npz, whole, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_group_saves(shapes_npz, tmp_path, signum):
     process, workers = begun(shapes_npz, tmp_path)
-    os.kill(workers[0], signal.SIGKILL)
+    process.send_signal(signum)  # torchrun's workers have sessions of their own: it passes the signal on to them
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert_says_what_was_lost(errors, tmp_path)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
-    run_group(2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, "--resume"))
-    assert_same_run(whole[0], tmp_path)
-
-
-@pytest.mark.slow
-def test_second_process_killed_ends_the_first_and_the_run_goes_on_in_one(shapes_npz, whole, tmp_path):
-    group = start_group(2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path))
-    wait_for_checkpoint(group[0], tmp_path)
-    group[1].send_signal(signal.SIGKILL)
-    first, second = end_group(group)
-    assert (first.returncode, second.returncode) == (2, -signal.SIGKILL)
-    assert_says_what_was_lost(first.stderr, tmp_path)
-    run_group(1, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, "--resume"))
-    assert_same_run(whole[0], tmp_path)
-
-
-def assert_saved(errors: str, out: Path) -> None:
     (line,) = our_lines(errors)
     step = int(re.match(r"interrupted: after step (\d+) of 60, saved in .*--resume", line)[1])
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == step
-
-
-@needs_proc
-@pytest.mark.slow
-def test_torchrun_stopped_saves(shapes_npz, tmp_path):
-    process, workers = begun(shapes_npz, tmp_path)
-    process.send_signal(signal.SIGTERM)  # torchrun's workers have sessions of their own: it passes the signal on to them
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert_saved(errors, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
-
-
-@pytest.mark.slow
-def test_interrupted_group_saves(shapes_npz, tmp_path):
-    group = start_group(2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path))
-    wait_for_checkpoint(group[0], tmp_path)
-    for process in group:
-        process.send_signal(signal.SIGINT)
-    first, second = end_group(group)
-    assert first.returncode == second.returncode == 130
-    assert_saved(first.stderr + second.stderr, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -315,29 +274,22 @@ def test_group_that_does_not_come_together(shapes_npz, tmp_path, changes, words)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_error_is_said_once_by_a_job_of_torchrun(shapes_npz, tmp_path):
-    """Found by process 0 while the other waits."""
-    arguments = train_arguments(shapes_npz, tmp_path, "--dataset", "npz:nothing.npz")
-    result = processes.run(*TORCHRUN, 2, ROOT / "main.py", *arguments)
-    assert result.returncode != 0
-    (line,) = our_lines(result.stderr)
-    assert "nothing.npz" in line
-    assert "exitcode  : 2" in result.stderr
-    assert 'main.py", line' not in result.stderr
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--batch-size", 65], "batch size 65 must be a multiple of"), (["--max-lr", 1e30], "try a lower max_lr")],
+    [
+        pytest.param(["--batch-size", 65], "batch size 65 must be a multiple of", marks=pytest.mark.slow),
+        pytest.param(["--max-lr", 1e30], "try a lower max_lr", marks=pytest.mark.slow),
+        # Found by process 0 while the other waits.
+        pytest.param(["--dataset", "npz:nothing.npz"], "nothing.npz", marks=pytest.mark.slow),
+    ],
 )
-def test_error_of_both_is_the_same_line(shapes_npz, tmp_path, arguments, words):
-    first, second = end_group(start_group(2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, *arguments)))
-    assert first.returncode == second.returncode == 2
-    (line,) = set(our_lines(first.stderr + second.stderr))  # process 0 keeps the store that says who spoke, and may be gone
+def test_error_is_said_once(shapes_npz, tmp_path, arguments, words):
+    result = processes.run(*TORCHRUN, 2, ROOT / "main.py", *train_arguments(shapes_npz, tmp_path, *arguments))
+    assert result.returncode != 0
+    (line,) = our_lines(result.stderr)
     assert words in line
-    assert 'main.py", line' not in first.stderr + second.stderr
+    assert "exitcode  : 2" in result.stderr
+    assert 'main.py", line' not in result.stderr
 
 
 def test_losses_read_rarely_are_the_same(shapes_npz):
