@@ -201,7 +201,7 @@ PRESETS: dict[str, Preset] = {
     **{
         f"cifar-50k{'' if norm == 'batch' else f'-{norm}'}": Preset(
             f"CIFAR-10 under 50,000 parameters within 20 epochs, with {title}",
-            replace(_FAST, epochs=20, augment=0.3),
+            replace(_FAST, epochs=20, augment=0.3, teacher=("weights/accurate.safetensors",)),
             {**_FIFTY, "norm": norm},
         )
         for norm, title in (("batch", "BatchNorm"), ("group", "GroupNorm"), ("layer", "LayerNorm"))
