@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
         "85% on CIFAR-10 without max-pooling, with the augmentation that public courses name",
         replace(_FAST, epochs=16, augment=0.5, hole=16, early_exit_accuracy=0.85),
         {
-            "widths": (24, 64, 96, 128),
+            "widths": (24, 44, 68, 100),
             "pools": (1, 1, 1, 1),
             "strides": (2, 2, 1),  # 31x31 maps, then 16x16 and 8x8
             "kinds": (
