@@ -20,7 +20,6 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
-import functools
 import gc
 import json
 import mmap
@@ -315,10 +314,20 @@ def main() -> None:
     from limits.assignments import parse
     from limits.constraints import check
 
-    check_constraints = functools.partial(check, assignment=parse(task["assignment"], "the assignment"))
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent in (project, project / "limits"):
-            del sys.modules[name]  # a submission's `import config` means its own
+    assignment = parse(task["assignment"], "the assignment")
+    ours = {
+        name: module
+        for name, module in sys.modules.items()
+        if Path(getattr(module, "__file__", None) or "/").parent in (project, project / "limits")
+    }
+    for name in ours:
+        del sys.modules[name]  # a submission's `import config` means its own
+
+    def check_constraints(*network: Any) -> list[Any]:
+        # Parts of limits are imported when they are used. Nothing of the submission is imported after this.
+        sys.modules.update({name: module for name, module in ours.items() if name.partition(".")[0] == "limits"})
+        return check(*network, assignment=assignment)
+
     gc.freeze()
     gc.enable()
     if task["cifar10"]:

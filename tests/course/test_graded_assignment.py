@@ -30,7 +30,8 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("assignment")
     npz, store, rules = write_colours(folder / "colours.npz"), folder / "store.sqlite", folder / "colours.toml"
     rules.write_text(
-        'max_parameters = 10\nmax_latency_ms = 10_000\nforbid = ["max_pool"]\n'
+        "max_parameters = 10\nmax_latency_ms = 10_000\n"
+        'forbid = ["max_pool", "separable", "dilated", "strided", "residual"]\nrequire = ["pointwise"]\nlayers = "C1 GAP c2"\n'
         "target_accuracy = 0.6\nseconds = 77\nmax_epochs = 40\n"
         "[bonus]\nmax_parameters = 5\n"
     )
@@ -45,11 +46,14 @@ def test_the_constraints_are_the_assignment_s_without_its_bonus(graded: tuple[Pa
     with Store(store) as opened:
         (entry,) = opened.entries()
     assert entry.state == "graded", output
-    assert [(name, passed) for name, _, _, passed in entry.result["constraints"]] == [
-        ("parameters", False),
-        ("no max-pooling", True),
-        ("latency of one image", True),
-    ]
+    assert {name: passed for name, _, _, passed in entry.result["constraints"]} == {
+        "parameters": False,
+        "layers": False,
+        "1x1 convolution": False,
+        **{f"no {kind}": True for kind in ("max-pooling", "depthwise separable", "dilated", "strided convolution")},
+        "no sum of branches": True,
+        "latency of one image": True,
+    }
     assert (entry.result["assignment"], entry.result["target"], entry.result["timeout"]) == ("colours", 0.6, 77)
     assert entry.result["runs"][0]["accuracies"][-1] > 0.6
 
@@ -59,7 +63,7 @@ def test_the_board_of_an_assignment(graded: tuple[Path, Path, str], tmp_path: Pa
     page = tmp_path / "board.html"
     board = run_main("leaderboard", "--store", store, "--assignment", rules, "--html", page).stdout
     assert "First" in board
-    assert "2 of 3, not: parameters" in board
+    assert "6 of 9, not: parameters, " in board
     assert "assignment colours, on npz:" in board
     assert "Seconds to more than 60% accuracy" in page.read_text()
     other = run_main("leaderboard", "--store", store, "--assignment", "mnist-8k").stdout
