@@ -32,6 +32,9 @@ class TrainConfig:
     early_exit_accuracy."""
     batch_size: int = 128
     """Images in one optimizer step."""
+    stratified: bool = False
+    """Whether each batch has the classes in the proportions of the training images (stratified sampling). It helps trainings of
+    less than an epoch."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), muon (Jordan et al. 2024) for the convolutions and adamw for the rest, or sgd with Nesterov
     momentum."""
@@ -189,21 +192,26 @@ class OneCycles:
 
     The first cycle spans `first_cycle` steps. Should the loop go on after it, `model.grow` is called where there is one, and the
     next cycle spans four times as many, each further one twice as many as the one before. Cycles end with an epoch, after which the
-    loop tests. An epoch is over when the loop has called the model in eval mode; from the second on, its length is known.
+    loop tests. An epoch is over when the loop has called the model in eval mode, with at least one image for every LOOK of the
+    epoch: fewer are a look in the middle of it. From the second on, its length is known.
 
     The methods are hooks of the model and its optimizer. They are not closures, with which torch.save(model) would fail.
     """
 
+    LOOK = 25
+
     def __init__(self, first_cycle: int, max_lr: float) -> None:
         self.first_cycle, self.max_lr = first_cycle, max_lr
         self.total_steps, self.step, self.steps_of_epoch, self.cycles = first_cycle, 0, 0, 1
-        self.tested = False
+        self.trained = self.tested = 0  # images of the epoch
 
-    def begin_epoch(self, model: nn.Module, args: tuple) -> None:
+    def begin_epoch(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Before each forward pass: see whether an epoch is over, and the cycle with it."""
+        images = len((*args, *kwargs.values())[0])
         if not model.training:
-            self.tested = self.steps_of_epoch > 0
-        elif self.tested:
+            self.tested += images
+            return
+        if self.steps_of_epoch and self.tested * self.LOOK >= self.trained:
             if self.step >= self.total_steps:
                 grow: Any = getattr(model, "grow", None)
                 if self.cycles == 1 and grow is not None:
@@ -211,7 +219,8 @@ class OneCycles:
                 self.cycles += 1
                 self.total_steps, self.step = self.first_cycle * 2**self.cycles, 0
             self.total_steps = -(-self.total_steps // self.steps_of_epoch) * self.steps_of_epoch
-            self.steps_of_epoch, self.tested = 0, False
+            self.steps_of_epoch = self.trained = self.tested = 0
+        self.trained += images
 
     def set_learning_rate(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         """Before each step of the optimizer."""
@@ -223,7 +232,8 @@ class OneCycles:
 
 
 def one_cycle_adamw(model: nn.Module) -> Optimizer:
-    """AdamW that runs one-cycle schedules by itself, the first one over 50,000 images."""
+    """AdamW that runs one-cycle schedules by itself, the first one over 50,000 images. One at a time: the schedules of an earlier
+    optimizer of the same model end."""
     import math
 
     import torch
@@ -233,9 +243,12 @@ def one_cycle_adamw(model: nn.Module) -> Optimizer:
         {"params": [p for p in trainable if p.ndim > 1]},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    for number, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), OneCycles):  # also that of a model that was saved with it
+            del model._forward_pre_hooks[number]
     cycles = OneCycles(math.ceil(50_000 / CONFIG.batch_size), max_lr=0.02)
     optimizer = torch.optim.AdamW(groups, lr=cycles.max_lr, betas=(0.6, 0.97), weight_decay=0.01, fused=True)
-    model.register_forward_pre_hook(cycles.begin_epoch)
+    model.register_forward_pre_hook(cycles.begin_epoch, with_kwargs=True)
     optimizer.register_step_pre_hook(cycles.set_learning_rate)
     return optimizer
 

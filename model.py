@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 4  # channels that GroupNorm normalises together
+BLOCKS = ("C1", "C2", "C3", "C4", "O")
+NORM_MOMENTUM = 0.3  # of the running statistics of BatchNorm; short trainings need a large one
 TINY = 16  # pixels of a map, at most, on which DilatedConv2d is a matrix product
 
 
@@ -143,7 +145,7 @@ class Layer(nn.Module):
         out_channels: int,
         kind: str,
         pool: int = 1,
-        norm_momentum: float = 0.3,
+        norm_momentum: float = NORM_MOMENTUM,
         activation: str = "relu",
         dirac: bool = False,
         stride: int = 1,
@@ -302,7 +304,7 @@ class Net(nn.Module):
         stem_stride: int = 2,
         stem_padding: int = 0,
         norm: str = "batch",
-        norm_momentum: float = 0.3,
+        norm_momentum: float = NORM_MOMENTUM,
         logit_scale: float = 4.0,
         activation: str = "relu",
         dirac: bool = False,
@@ -344,16 +346,43 @@ class Net(nn.Module):
         return self.logit_scale * self.O(self.C4(self.C3(self.C2(self.C1(x)))))
 
 
+class Growing(nn.Module):
+    """Two blocks: the first computes, and after `grow` the second in its place.
+
+    Both exist from the start, and their names in the state stay the same, so that optimizers, averages of weights and saved states
+    fit before and after. What does not compute has no gradient, and costs nothing.
+    """
+
+    def __init__(self, small: nn.Module, large: nn.Module) -> None:
+        super().__init__()
+        self.small, self.large, self.is_grown = small, large, False
+
+    @property
+    def active(self) -> nn.Module:
+        return self.large if self.is_grown else self.small
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.active(x))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.is_grown)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.is_grown = bool(state)
+
+
 class Model(Net):
     """The course's interface: a `Net` that also normalises its input and computes in bf16 by itself.
 
     The course's loop shows it whole epochs, so it is smaller than Net's defaults and looks at coarser patches. Where that does not
-    suffice, `grow` exchanges its blocks for those of a larger network. These exist from the start, so that the optimizer has their
-    parameters, and cost nothing before: the optimizer passes by what has no gradient.
+    suffice, `grow` exchanges its blocks for those of a larger network.
 
     The input may be of any scale and dtype (uint8 pixels as well as floats). What normalisation and whitening need to know of the
-    images is taken from the first batch that passes in training mode and is not all of one colour; before that, inputs pass as they
-    are.
+    images is taken from the first batch that is trained on and is not all of one colour; before that, inputs pass as they are. So a
+    batch of noise that passes before the training, as summaries of a network do, changes nothing.
+
+    In training mode BatchNorm's running statistics take a batch smaller than the largest so far, an epoch's last one, in proportion
+    to its images.
 
     Shape: (N, num_channels, H, W), or (N, H, W, num_channels), with H, W >= 28 -> raw logits (N, num_classes), float32, any N >= 1.
     """
@@ -376,24 +405,38 @@ class Model(Net):
                 ("pointwise", "pointwise", "pointwise"),
             ),
         )
-        self.larger = Net(num_channels, num_classes)
+        larger = Net(num_channels, num_classes)
+        for name in BLOCKS:
+            setattr(self, name, Growing(getattr(self, name), getattr(larger, name)))
         self.register_buffer("mean", torch.zeros(num_channels, 1, 1))
         self.register_buffer("std", torch.ones(num_channels, 1, 1))
         self.register_buffer("adapted", torch.tensor(False))
+        self.most_images, self.share = 1, 1.0  # of a batch so far; of the statistics' momentum that the latest batch has
         self.to(memory_format=torch.channels_last)
 
     def grow(self) -> None:
-        """Exchange the blocks for those of the larger network, which is untrained; the next training batch adapts it. Once only."""
-        for name in ("C1", "C2", "C3", "C4", "O"):
-            setattr(self, name, getattr(self.larger, name))
-        del self.larger
+        """Exchange the blocks for those of the larger network, which is untrained; the next training batch adapts it."""
+        for name in BLOCKS:
+            getattr(self, name).is_grown = True
         self.adapted.fill_(False)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module. With the state of a network that has grown, this one grows first."""
-        if hasattr(self, "larger") and "C1.0.weight" in state_dict and "larger.C1.0.weight" not in state_dict:
-            self.grow()
-        return super().load_state_dict(state_dict, strict, assign)
+    @property
+    def first_layers(self) -> nn.Sequential:
+        """Those of the block C1 that computes: the stem, max-pooling and residual layers."""
+        return cast(nn.Sequential, cast(Growing, self.C1).active)
+
+    def whiten(self, images: Tensor) -> None:
+        cast(WhiteningConv2d, self.first_layers[0]).whiten(images)
+
+    def _weigh(self, images: int) -> None:
+        """Set the momentum of BatchNorm for a batch of so many images."""
+        self.most_images = max(self.most_images, images)
+        share = images / self.most_images
+        if share != self.share:
+            self.share = share
+            for layer in self.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.momentum = 1 - (1 - NORM_MOMENTUM) ** share
 
     def adapt(self, images: Tensor) -> None:
         """Take the normalisation and the stem's filters from `images` (N, num_channels, H, W), unless they are all of one colour.
@@ -416,8 +459,10 @@ class Model(Net):
         """Raw logits (N, num_classes), float32, of images (N, num_channels, H, W) or (N, H, W, num_channels), of any scale."""
         if x.shape[1] != len(self.mean):
             x = x.permute(0, 3, 1, 2)
-        if self.training and not self.adapted:
-            self.adapt(x[:512])
+        if self.training:
+            self._weigh(len(x))
+            if not (self.adapted and self.first_layers[-1].weight.any()):  # residual weights are zero until the first step
+                self.adapt(x[:512])
         device = self.mean.device.type
         fast = device == "cpu" and _cpu_has_bf16()
         with torch.autocast(device, torch.bfloat16, enabled=fast):

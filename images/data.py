@@ -91,10 +91,15 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], area: int,
     return scale.repeat(area), (torch.tensor(mean, device=device) * (-255 * scale)).repeat(area)
 
 
-@functools.lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """The order of the images in an epoch: a function of seed and epoch alone, so that a resumed run needs no state."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
+def spread_classes(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`order` (N,), numbers of images, so that every run of it has the classes in about the proportions of all (stratified
+    sampling): the images of each class, in the order in which they come, are spread evenly. `labels` (N,) are those of all images.
+
+    About 2 ms for 50,000 images: both arrays that are sorted consist of few rising runs or of small integers.
+    """
+    by_class = labels[order].astype(np.uint16).argsort(kind="stable")
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in np.bincount(labels) if count])
+    return order[by_class[places.argsort(kind="stable")]]
 
 
 def demand_batch(batch_size: int, count: int, images_per_draw: int, processes: int) -> None:
@@ -119,18 +124,27 @@ class _Sampler:
     (rank, number of processes), `indices` gives the rank-th of that many equal, contiguous parts of the batch.
     """
 
-    def __init__(self, count: int, config: TrainConfig, shard: Shard, images_per_draw: int = 1) -> None:
+    def __init__(self, labels: np.ndarray, config: TrainConfig, shard: Shard, images_per_draw: int = 1) -> None:
         self.rank, processes = shard
-        self.count, self.batch_size, self.seed = count, config.batch_size, config.seed
-        demand_batch(self.batch_size, count, images_per_draw, processes)
+        self.labels, self.batch_size, self.seed = labels, config.batch_size, config.seed
+        self.is_stratified = config.stratified
+        demand_batch(self.batch_size, len(labels), images_per_draw, processes)
         self.share = self.batch_size // processes
-        self.steps_per_epoch = count // self.batch_size
+        self.steps_per_epoch = len(labels) // self.batch_size
+        self.latest: tuple[int, Tensor] = -1, torch.empty(0)  # the epoch last asked for, and its order
 
     def indices(self, step: int, device: torch.device) -> Tensor:
         """(share,) int64, on `device`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
+        if self.latest[0] != epoch:
+            self.latest = epoch, self._order(epoch).to(device)
         start = batch * self.batch_size + self.rank * self.share
-        return _order(self.count, self.seed, epoch, device)[start : start + self.share]
+        return self.latest[1][start : start + self.share]
+
+    def _order(self, epoch: int) -> Tensor:
+        """The order of the images in an epoch: a function of seed and epoch alone, so that a resumed run needs no state."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return torch.from_numpy(spread_classes(order.numpy(), self.labels)) if self.is_stratified else order
 
 
 class VectorisedBatches:
@@ -148,7 +162,7 @@ class VectorisedBatches:
     def __init__(
         self, split: Split, config: TrainConfig, mean: Channels, std: Channels, device: torch.device, shard: Shard = (0, 1)
     ) -> None:
-        self.sampler = _Sampler(len(split.labels), config, shard)
+        self.sampler = _Sampler(split.labels, config, shard)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.shift, side = config.shift, min(split.images.shape[1:3])
         if self.shift >= side:
@@ -210,7 +224,7 @@ class AugmentedBatches:
             raise InputError(f"hole is {config.hole}: it must be at most the side of an image ({side} pixels)")
         if split.images.shape[3] > 4 and size > 1:
             raise InputError(f"images_per_draw is {size}: for images of {split.images.shape[3]} channels it must be 1")
-        sampler = _Sampler(len(split.labels), config, shard, size)
+        sampler = _Sampler(split.labels, config, shard, size)
         self.steps_per_epoch = sampler.steps_per_epoch
         self.mean, self.std, self.workers, self.device = mean, std, config.workers, device
         augmentation = BatchAugmentation(mean, config.augment, size, config.augmentations, config.hole)

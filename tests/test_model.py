@@ -1,5 +1,6 @@
 """The network: shapes, the space-to-batch convolution, whitening, and what a course's loop sees of it."""
 
+import copy
 import inspect
 import io
 import subprocess
@@ -220,18 +221,45 @@ def test_course_model_takes_pixels_of_any_scale():
     assert torch.allclose(*outputs, atol=0.05)  # bf16
 
 
-def test_course_model_adapts_once_and_keeps_it_in_its_state():
+def train(model: Model, images: torch.Tensor, optimizer: torch.optim.Optimizer, steps: int = 1) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), torch.arange(len(images)) % 10).backward()
+        optimizer.step()
+
+
+def test_course_model_adapts_to_the_first_batch_that_it_is_trained_on():
     model = Model(num_channels=3, num_classes=10)
     model.eval()(torch.rand(4, 3, 32, 32))
     assert not model.adapted  # looking is not training
-    model.train()(torch.rand(16, 3, 32, 32))
+    model.train()(torch.randn(2, 3, 32, 32))  # as a summary of the network does
+    optimizer = CONFIG.optimizer_factory(model)
+    images = torch.rand(16, 3, 32, 32)
+    train(model, images, optimizer)
+    assert model.mean.flatten().tolist() == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-5)
     mean = model.mean.clone()
-    model(torch.rand(16, 3, 32, 32) + 5)
+    train(model, torch.rand(16, 3, 32, 32) + 5, optimizer)
     assert torch.equal(model.mean, mean)
     again = Model(num_channels=3, num_classes=10)
     again.load_state_dict(model.state_dict())
     again.train()(torch.rand(16, 3, 32, 32) + 5)
     assert torch.equal(again.mean, mean)
+
+
+@pytest.mark.parametrize("last", [1, 10])
+def test_a_small_last_batch_hardly_moves_the_statistics(last):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (640, 32, 32, 3), dtype=torch.uint8)
+    model = Model(num_channels=3, num_classes=10)
+    norms = [layer for layer in model.C2.small.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    model.train()(images)
+    before = [layer.running_mean.clone() for layer in norms]
+    model(images[:last] // 8 + 200)  # quite other ones
+    small = max(float((layer.running_mean - mean).abs().max()) for layer, mean in zip(norms, before, strict=True))
+    model(images // 8 + 200)
+    whole = max(float((layer.running_mean - mean).abs().max()) for layer, mean in zip(norms, before, strict=True))
+    assert 0 < small < 0.05 * whole
+    assert all(layer.momentum == pytest.approx(0.3) for layer in norms)
 
 
 def test_course_model_takes_pixels_in_either_order():
@@ -254,7 +282,7 @@ def test_course_model_learns_nothing_from_images_of_one_colour(value, count):
     assert model(images).isfinite().all() and model.adapted
     images[..., 2] = value  # a channel of one value
     model.adapt(images.permute(0, 3, 1, 2))
-    assert model.std[2] == 1 and model.std[:2].min() > 50 and model.C1[0].weight.isfinite().all()
+    assert model.std[2] == 1 and model.std[:2].min() > 50 and model.C1.small[0].weight.isfinite().all()
 
 
 def test_course_model_names_a_first_batch_with_nan():
@@ -271,26 +299,60 @@ def test_filters_stay_random_where_images_do_not_vary():
     assert torch.equal(stem.weight, before)
 
 
-def test_the_state_of_a_course_model_that_has_grown_is_loaded():
+def test_the_states_of_a_course_model_before_and_after_it_has_grown_are_loaded():
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
     model, again = Model(num_channels=3, num_classes=10), Model(num_channels=3, num_classes=10)
+    optimizer = CONFIG.optimizer_factory(model)
+    train(model, images, optimizer)
+    small, of_small = copy.deepcopy(model.state_dict()), model.eval()(images)
     model.grow()
-    model.train()(images)
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again.eval()(images), model.eval()(images))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    train(model, images, optimizer, 2)
+    average.update_parameters(model)
+    large, of_large = copy.deepcopy(model.state_dict()), model.eval()(images)
+    for state, expected in ((large, of_large), (small, of_small), (large, of_large)):
+        again.load_state_dict(state)
+        assert torch.equal(again.eval()(images), expected)
+    resumed = CONFIG.optimizer_factory(again)
+    resumed.load_state_dict(optimizer.state_dict())
+    train(again, images, resumed)
+    assert torch.equal(average.eval()(images), of_large)  # the first of its averages
+
+
+def test_a_course_model_that_was_saved_whole_is_trained_further():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    model = Model(num_channels=3, num_classes=10)
+    train(model, images, CONFIG.optimizer_factory(model))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    optimizer = CONFIG.optimizer_factory(again)  # whose schedule is the only one
+    rates = []
+    for _ in range(2):  # epochs
+        for _ in range(79):
+            train(again, images, optimizer)
+            rates.append(optimizer.param_groups[0]["lr"])
+        again.eval()(images.repeat(4, 1, 1, 1))
+    assert again.C1.is_grown
+    assert rates[:79] == pytest.approx(cycle(79)) and rates[79:] == pytest.approx(cycle(4 * 79)[:79])
+
+
+def cycle(steps: int) -> list[float]:
+    return [0.02 * min((i + 1) / (0.25 * steps), (steps - i) / (0.75 * steps)) for i in range(steps)]
 
 
 def test_course_model_grows_within_the_constraints():
     model = Model(num_channels=3, num_classes=10)
     images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
     model.train()(images)
-    before = count_parameters(model)
     model.grow()
-    assert before < 200_000 and count_parameters(model) == count_parameters(Net(3, 10))
     model(images[:1])  # a batch of one image
     assert model.adapted
     assert all(constraint.passed for constraint in check(model))
+    assert count_parameters(model) == count_parameters(Net(3, 10)) + 25_258 < 200_000
 
 
 class Watched(torch.nn.Linear):
@@ -321,7 +383,7 @@ def test_the_courses_learning_rate_goes_in_cycles_of_whole_epochs(steps_of_epoch
             optimizer.step()
             rates.append(optimizer.param_groups[0]["lr"])
             grown.append(model.grown)
-        model.eval()(torch.ones(1, 2))
+        model.eval()(torch.ones(10, 2))
     assert grown == [0] * lengths[0] + [1] * (sum(lengths) - lengths[0])
     start = 0
     for length in lengths:
@@ -330,6 +392,20 @@ def test_the_courses_learning_rate_goes_in_cycles_of_whole_epochs(steps_of_epoch
         assert max(cycle) == pytest.approx(0.02, rel=0.1)
         assert cycle.index(max(cycle)) == pytest.approx(0.25 * length, abs=6)
         assert cycle[-1] == pytest.approx(0.002 if length == 94 else 0, abs=0.0004)
+
+
+def test_a_look_at_some_images_does_not_end_an_epoch():
+    model = Watched(2, 2)
+    optimizer = CONFIG.optimizer_factory(model)
+    for step in range(200):
+        model.train()(torch.ones(640, 2)).sum().backward()
+        optimizer.step()
+        if step % 5 == 0:
+            model.eval()(torch.ones(8, 2))
+    assert model.grown == 0
+    model.eval()(input=torch.ones(10_000, 2))
+    model.train()(torch.ones(640, 2))
+    assert model.grown == 1
 
 
 def test_the_courses_model_is_saved_whole_in_the_middle_of_a_training():

@@ -276,7 +276,7 @@ def outcome(out: Path) -> tuple[dict, History]:
         pytest.param(("--augment", 0, "--optimizer", "muon"), ALL_THREADS, marks=pytest.mark.slow),
         pytest.param(("--augment", 0.5, "--cutmix", 0.5), None, marks=pytest.mark.slow),
         pytest.param(
-            ("--augment", 0, "--shift", 2, "--alternating-flip", "--resolutions", 0.2, 20, 0.6, 24),
+            ("--augment", 0, "--stratified", "--shift", 2, "--alternating-flip", "--resolutions", 0.2, 20, 0.6, 24),
             ALL_THREADS,
             marks=pytest.mark.slow,
         ),

@@ -99,6 +99,26 @@ def test_vectorised_batches_are_normalised_images_with_their_labels():
     assert len(set(seen)) == 48, "no image twice in an epoch"
 
 
+@pytest.mark.parametrize("kind", [VectorisedBatches, AugmentedBatches])
+def test_stratified_batches_have_the_classes_in_the_proportions_of_all(kind):
+    images = random_split(1000).images
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2, 4], [500, 250, 247, 3]))  # there is no class 3
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = divmod(np.arange(1000), 256)  # the number of the image
+    config = TrainConfig(batch_size=100, stratified=True, augment=1e-9 if kind is AugmentedBatches else 0, workers=0)
+    batches = kind(Split(images, labels), config, (0.0,) * 3, (1.0,) * 3, CPU)
+    epochs = []
+    for epoch in range(2):
+        numbers = []
+        for inputs, targets in batches.steps(range(10 * epoch, 10 * epoch + 10)):
+            counts = np.bincount(targets, minlength=5)
+            assert np.abs(counts - [50, 25, 24.7, 0, 0.3]).max() <= 1, counts
+            numbers += (256 * inputs[:, 0, 0, 0] * 255 + inputs[:, 1, 0, 0] * 255).round().int().tolist()
+        if kind is VectorisedBatches:
+            assert sorted(numbers) == list(range(1000)), "each image once"
+        epochs.append(numbers)
+    assert epochs[0] != epochs[1]
+
+
 def moved(
     split: Split, seed: int = 0, shard: tuple[int, int] = (0, 1), shift: int = 2, alternating_flip: bool = True
 ) -> VectorisedBatches:

@@ -58,7 +58,7 @@ def test_the_deepest_layer_with_maps_of_5x5():
     assert layer_of(Net(3, 2), side=64) == "C4"
     assert layer_of(Net(1, 2), channels=1, side=28) == "C1"
     assert layer_of(Model(3, 2)) == "C2"
-    assert layer_of(Model(1, 2), channels=1, side=28) == "C1.0"  # the only one
+    assert layer_of(Model(1, 2), channels=1, side=28) == "C1.small.0"  # the only one
     assert layer_of(Corners()) == "conv"  # its pooling runs twice
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     body = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
