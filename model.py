@@ -461,7 +461,8 @@ class Model(Net):
             x = x.permute(0, 3, 1, 2)
         if self.training:
             self._weigh(len(x))
-            if not (self.adapted and self.first_layers[-1].weight.any()):  # residual weights are zero until the first step
+            residual = cast(ResidualPointwiseConv2d, self.first_layers[-1])
+            if not (self.adapted and residual.weight.any()):  # which is zero until the first step
                 self.adapt(x[:512])
         device = self.mean.device.type
         fast = device == "cpu" and _cpu_has_bf16()

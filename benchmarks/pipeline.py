@@ -92,7 +92,7 @@ class Pipeline:
             raise InputError(f"--steps must be above {FIRST_STEPS}, --repeats 1 or more, --threads 0 or more, --seconds above 0")
         if not (self.presets and self.workers and self.images_per_draw):
             raise InputError("name at least one value each for --presets, --workers and --images-per-draw")
-        presets = {name: get_preset(name) for name in self.presets}
+        presets = {name: get_preset(name, has_weights=True) for name in self.presets}
         if self.json:
             demand_writable(self.json.parent)
         if self.threads:

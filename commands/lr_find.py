@@ -80,7 +80,7 @@ class LrFind:
         from model import Net
 
         test = RangeTest(self.lowest, self.highest, self.steps)
-        preset = get_preset(self.preset)
+        preset = get_preset(self.preset, bool(self.model))
         chosen: dict[str, Any] = {"optimizer": self.optimizer, "batch_size": self.batch_size}
         given = {name: value for name, value in chosen.items() if value is not None}
         config = dataclasses.replace(preset.train, **given, seed=self.seed, device=self.device)

@@ -88,8 +88,6 @@ class Sprint:
 
     def _sprint(self) -> int:
         preset = get_preset(self.preset)
-        if preset.needs_weights:
-            raise InputError(f"the preset {self.preset} requires trained weights, which a sprint never has: use train with --init")
         target = preset.train.early_exit_accuracy if self.target is None else self.target
         if target is None:
             raise InputError(f"the preset {self.preset} has no target: say which test accuracy to exceed with --target")

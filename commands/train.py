@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from images.data import ImageDataset
-    from learning.inference import TrainedNetwork
     from limits.assignments import Assignment
     from results.notes import Section
 
@@ -82,7 +81,7 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
-        preset = get_preset(self.preset)
+        preset = get_preset(self.preset, has_weights=True)
         if self.conv == "by-hand" and self.model:
             raise InputError("--conv by-hand is for the project's network: leave out --model or --conv by-hand")
         if self.conv == "by-hand" and self.config.compile:
@@ -132,6 +131,7 @@ class Train:
         from learning.history import Observer, Observers
         from learning.last_epochs import LastEpochs, evaluate_last_epochs
         from learning.log import Log
+        from learning.starting import demand_same_start, load_start, take_weights
         from training import Trainer
 
         if self.config.freeze and not (self.init or self.resume):
@@ -151,6 +151,8 @@ class Train:
             same |= {"max_lr"} if self.finds_max_lr else set()  # as it was found then
             config = dataclasses.replace(config, **{field: kept["config"][field] for field in same})
             checkpoint.demand_same_config(out / "checkpoint.pt", kept, config)
+            if self.init:
+                demand_same_start(out / "checkpoint.pt", before, self.init)
         teachers = [load_teacher(Path(path), torch.device("cpu")) for path in config.teacher]
         spec = self.model or before.get("model")
         seed_everything(config.seed)  # the user's file may make weights when it is run
@@ -276,7 +278,7 @@ def train_defaults(arguments: Sequence[str]) -> Train:
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     named = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}
     given = fields & (named | {name.removeprefix("no_") for name in named})
-    config = get_preset(preset).train
+    config = get_preset(preset, has_weights=True).train
     if {"epochs", "steps"} <= given:
         raise InputError("--epochs and --steps are two ways to say the budget: name one of them")
     if "epochs" in given:
@@ -299,42 +301,3 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
             f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} allows {rules.max_epochs:g}",
             file=sys.stderr,
         )
-
-
-def load_start(path: Path, spec: str) -> TrainedNetwork:
-    """The trained weights to start from, on the CPU: of a file, or those of ImageNet. `spec` says where the user's own network is,
-    if not where its card says."""
-    import torch
-
-    from learning import efficientnet_lite
-    from learning.inference import TrainedNetwork
-
-    cpu = torch.device("cpu")
-    pixels = efficientnet_lite.pixels_of(str(path))
-    if pixels is None:
-        start = TrainedNetwork.load(path, cpu, spec)
-        start.card["init"] = str(path)
-        return start
-    if spec:
-        raise InputError(f"{path} has a network of its own: leave out --model, or name another --init")
-    card = efficientnet_lite.card(pixels) | {"classes": [], "num_channels": 3, "image_size": [pixels, pixels]}
-    return TrainedNetwork(efficientnet_lite.trained_on_imagenet(pixels), card, cpu, torch.float32)
-
-
-def take_weights(model: nn.Module, start: TrainedNetwork, dataset: ImageDataset, path: Path) -> None:
-    """Give `model` the trained weights of `start`, without the last layer where the classes are others, which is said on stderr.
-
-    Raises InputError where the images have another number of channels.
-    """
-    from learning.optimizers import last_layer
-
-    if start.card["num_channels"] != dataset.num_channels:
-        raise InputError(
-            f"{path} takes images of {start.card['num_channels']} channels, but {dataset.name} has {dataset.num_channels}"
-        )
-    state = start.model.state_dict()
-    if start.card["classes"] != list(dataset.classes):
-        last = last_layer(model)
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{last}.")}
-        print(f"note: the classes of {path} and {dataset.name} differ: its last layer is replaced by a new one", file=sys.stderr)
-    model.load_state_dict(state, strict=False)

@@ -23,6 +23,7 @@ from learning.inference import TrainedNetwork
 from learning.log import Log
 from learning.presets import get_preset
 from learning.run_folder import Overwrite, run_folder
+from learning.starting import load_start, take_weights
 from model import Net
 from training import Trainer
 from utils import network_card, random_states, restore_random_states, seed_everything
@@ -38,6 +39,7 @@ def fit(
     test: tuple[np.ndarray, np.ndarray | Sequence[int]] | None = None,
     preset: str = "baseline",
     model: nn.Module | str | None = None,
+    init: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -52,7 +54,9 @@ def fit(
         classes: their names; numbers where there are none.
         test: images and labels that are not trained on: the card then has the accuracy on them.
         preset: network and settings to start from; what few images need otherwise is chosen by their number, and said on stderr.
-        model: your own network instead of the preset's: a module, which is trained in place, or FILE.py:CLASS.
+        model: your own network instead of the preset's: a module, which is trained in place as a new one, or FILE.py:CLASS.
+        init: trained weights to start from, in the network that they are of: a file, or efficientnet_lite0. Where their classes are
+            others, the last layer is new.
         out: folder for checkpoint.pt and log.csv, which no other training may write to meanwhile; none where it is None.
         overwrite: remove the run that is in that folder, once the training starts. Without it, such a folder is refused.
         seed: seeds weights, order, augmentation and the validation split: on a CPU, the same seed gives the same network. Python's,
@@ -66,13 +70,20 @@ def fit(
         raise InputError(f"unknown setting {', '.join(sorted(unknown))}: fit takes the fields of TrainConfig")
     if test is not None and len(test) != 2:
         raise InputError("test must be a pair: images and labels")
+    if init is not None and isinstance(model, nn.Module):
+        raise InputError("init names weights for the network that they are of, or for a FILE.py:CLASS: leave out the module")
+    if settings.get("freeze") and init is None:
+        raise InputError("freeze trains the last layer alone, on random features: name trained weights with init")
     dataset = _dataset(images, labels, classes, test)
-    known = get_preset(preset)
+    known = get_preset(preset, model is not None or init is not None)
+    start = load_start(Path(init), model if isinstance(model, str) else "") if init is not None else None
     given = tuple(settings)
     if "epochs" in settings and "steps" not in settings:
         settings["steps"] = 0
     base = replace(known.train, early_exit_accuracy=None, cycles=1, workers=0)
     config = replace(base, seed=seed, **settings)
+    if start:
+        config = replace(config, whiten_images=0)
     demand_consistent(config, given, dataset.name)
     config = fit_to_data(config, dataset, given)
     states = random_states()
@@ -81,11 +92,13 @@ def fit(
         seed_everything(seed)
         about: dict[str, Any] = {"preset": preset}
         net: dict[str, Any] = {}
-        if isinstance(model, str):
-            about |= own.card(model)
-            model = own.build(model, dataset)
-        elif model is None:
-            net = known.net
+        spec = model if isinstance(model, str) else start.card.get("model") if start else None
+        if spec:
+            net = start.card.get("net") or {} if start else {}
+            about |= own.card(spec)
+            model = own.build(spec, dataset, None, net)
+        elif not isinstance(model, nn.Module):
+            net = start.card["net"] if start else known.net
             model = Net(dataset.num_channels, dataset.num_classes, **net)
         else:
             name = type(model).__name__
@@ -96,10 +109,14 @@ def fit(
                 raise InputError(
                     f"{name} is not defined in a file, so its weights could not be loaded again: move it to a file"
                 ) from error
+        assert isinstance(model, nn.Module)
+        if start:
+            take_weights(model, start, dataset, Path(str(init)))
+            about |= {name: start.card[name] for name in ("init", "mean", "std")}
         card = network_card(model, dataset.num_channels, dataset.image_size, net, **about)
         folder, observers = Path(out) if out else None, list[Observer]()
         if folder:
-            inputs = list(map(Path, config.teacher))
+            inputs = [*([Path(init)] if init is not None else []), *map(Path, config.teacher)]
             stack.enter_context(run_folder(folder, folder, dataset.name, False, overwrite, inputs, "overwrite=True or another out"))
             observers += [Overwrite(folder)] if overwrite else []
         observers += [Log(folder)] if verbose or folder else []

@@ -323,10 +323,10 @@ def main() -> None:
     for name in ours:
         del sys.modules[name]  # a submission's `import config` means its own
 
-    def check_constraints(*network: Any) -> list[Any]:
+    def check_constraints(model: Any, image_size: tuple[int, int], num_channels: int) -> list[Any]:
         # Parts of limits are imported when they are used. Nothing of the submission is imported after this.
         sys.modules.update({name: module for name, module in ours.items() if name.partition(".")[0] == "limits"})
-        return check(*network, assignment=assignment)
+        return check(model, image_size, num_channels, assignment=assignment)
 
     gc.freeze()
     gc.enable()

@@ -47,7 +47,7 @@ def load_npz(path: Path) -> ImageDataset:
     for part in parts[1:]:
         if splits[part].images.shape[1:] != splits["train"].images.shape[1:]:
             raise InputError(f"{path}: the images of train_x and {part}_x differ in size or channels")
-    if count < 2:
+    if count < 2 or len(np.unique(splits["train"].labels)) < 2:
         raise InputError(f"{path} has only one class: a data set requires two or more")
     names = names or tuple(map(str, range(count)))
     return ImageDataset(f"npz:{path}", splits["train"], splits["test"], names, splits.get("val"))

@@ -145,7 +145,7 @@ def _quantise(path: Path, images: np.ndarray) -> Path:
         quantised,
         Reader(),
         quant_format=QuantFormat.QOperator,
-        op_types_to_quantize=["Conv", "Gemm"],
+        op_types_to_quantize=["Conv", "Gemm", "Clip"],  # Clip is ReLU6: else what it cuts off takes up the range
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

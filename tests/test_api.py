@@ -215,11 +215,29 @@ def test_a_module_of_the_users_own(colours, tmp_path, capsys):
         ({"classes": ["a", "a", "b"]}, "same name"),
         ({"test": (np.zeros((5, 40, 40, 3), np.uint8),)}, "must be a pair"),
         ({"model": nn.Flatten()}, "no parameters to train"),
+        ({"preset": "finetune"}, "finetune requires trained weights"),
+        ({"freeze": True}, "on random features: name trained weights with init"),
+        ({"init": "none.safetensors"}, "none.safetensors: No such file"),
+        ({"init": "none.safetensors", "model": Tiny(3)}, "leave out the module"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(colours, change, words):
     with pytest.raises(convsprint.InputError, match=words):
         convsprint.fit(**{"images": colours[0], "labels": colours[1], "epochs": 1, **change})
+
+
+def test_training_goes_on_from_trained_weights(colours, tmp_path):
+    images, labels = colours
+    first = convsprint.fit(images, labels, classes=["red", "green", "blue"], epochs=3)
+    first.save(tmp_path / "first.safetensors")
+    hardly = {"steps": 1, "max_lr": 1e-9, "ema_decay": 0.0, "augment": 0.0, "init": tmp_path / "first.safetensors"}
+    again = convsprint.fit(images, labels, classes=["red", "green", "blue"], **hardly)
+    before, after = first.module.state_dict(), again.module.state_dict()
+    assert torch.equal(before["C1.0.weight"], after["C1.0.weight"]), "the stem is not whitened anew"
+    torch.testing.assert_close(before["O.2.weight"], after["O.2.weight"], atol=1e-6, rtol=0)
+    assert again.card["init"] == str(tmp_path / "first.safetensors") and again.card["mean"] == first.card["mean"]
+    other = convsprint.fit(images, labels % 2, preset="finetune", **hardly | {"freeze": True})
+    assert other.module.state_dict()["O.2.weight"].shape[0] == 2
 
 
 def test_labels_that_are_none_of_the_classes_are_refused(colours):

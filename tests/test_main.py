@@ -156,6 +156,8 @@ def test_weights_of_another_architecture(trained, tmp_path):
         (["sprint", "--target", "1.5"], ["--target is 1.5"]),
         (["sprint", "--target", "0"], ["--target is 0"]),
         (["sprint", "--preset", "finetune", "--target", "0.5"], ["finetune requires trained weights", "--init"]),
+        (["lr-find", "--preset", "finetune"], ["finetune requires trained weights", "--init"]),
+        (["summary", "--preset", "finetune"], ["finetune requires trained weights", "--init"]),
         (["sprint", "--seeds", "0"], ["--seeds"]),
         (["sprint", "--seed", "x"], ["--seed", "invalid"]),
         (["sprint", "--bogus", "1"], ["--bogus"]),

@@ -14,6 +14,7 @@ from PIL import Image
 import main
 from commands.train import train_defaults
 from config import InputError
+from learning.presets import PRESETS
 from learning.weights import load_checkpoint, load_weights
 
 
@@ -74,7 +75,7 @@ def test_small_arrays(tmp_path, monkeypatch, arguments, capsys):
 
 def test_budget_that_the_user_sets_wins_over_the_presets():
     assert (train_defaults(["train", "--preset", "sprint", "--epochs", "2"]).config.steps) == 0
-    assert (train_defaults(["train", "--preset=sprint"]).config.steps) == 50
+    assert (train_defaults(["train", "--preset=sprint"]).config.steps) == PRESETS["sprint"].train.steps
     with pytest.raises(InputError, match="--epochs and --steps are two ways"):
         train_defaults(["train", "--epochs", "2", "--steps=7"])
     assert train_defaults(["train", "--no-flip", "--max-lr", "1"]).given == ("flip", "max_lr")
@@ -157,6 +158,9 @@ def test_training_from_trained_weights(trained, tmp_path, freeze, capsys):
     assert torch.equal(before["C1.0.weight"], after["C1.0.weight"])  # the stem is not whitened anew
     assert after["O.2.weight"].shape[0] == 2
     assert (card["mean"], card["std"], card["init"]) == (old_card["mean"], old_card["std"], str(out / "model.safetensors"))
+    for init in (tmp_path / "none.safetensors", "efficientnet_lite0"):
+        assert run(*command[:4], init, *command[5:], "--epochs", 3, *["--freeze"] * freeze, "--resume") == 2
+        assert f"began with {out / 'model.safetensors'}, not with {init}" in capsys.readouterr().err
     assert run(*command, "--epochs", 3, *["--freeze"] * freeze, "--resume") == 0
 
 

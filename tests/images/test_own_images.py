@@ -133,6 +133,7 @@ def test_npz(tmp_path):
         ({"train_x": np.zeros((30, 20, 20, 3), np.uint8), "test_x": np.zeros((9, 20, 20, 3), np.uint8)}, "20x20"),
         ({"test_x": np.zeros((9, 40, 40, 3), np.uint8)}, "train_x and test_x"),
         ({"train_y": np.zeros(30, int), "test_y": np.zeros(9, int)}, "one class"),
+        ({"train_y": np.ones(30, int), "test_y": np.ones(9, int), "classes": np.array(["a", "b", "c"])}, "one class"),
         ({"train_x": np.array([object()] * 30)}, "npz"),
         ({"train_y": np.array([2**63 - 1] * 30)}, "more classes than images"),
         ({"classes": np.array("only")}, "train_y"),
