@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import InputError, TrainConfig
-from images.data import AugmentedBatches, ImageDataset, Split, VectorisedBatches, normalise, statistics, stratified_split
+from images.data import (
+    AugmentedBatches,
+    ImageDataset,
+    Split,
+    VectorisedBatches,
+    normalise,
+    statistics,
+    stratified_split,
+    worker_ends_told,
+)
 from learning import checkpoint, distributed
 from learning.averaging import WeightAverage, copy_with, state_of
 from learning.distillation import Teacher, distillation_loss
@@ -140,7 +149,8 @@ class Trainer:
             if self.progress is not None
             else tqdm(initial=self.step * self.config.batch_size, unit=" images", unit_scale=True, disable=None, leave=False)
         )
-        with bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted, distributed.watch(self._how_to_go_on):
+        watched = distributed.watch(self._how_to_go_on)
+        with bar as progress, contextlib.closing(batches), interrupt_flag() as interrupted, watched, worker_ends_told():
             waits_since = time.perf_counter()
             for inputs, targets in batches:
                 self.history.waiting_seconds += time.perf_counter() - waits_since

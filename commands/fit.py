@@ -145,7 +145,7 @@ class Fit:
         trainer, config, precision = run.trainer, run.trainer.config, torch.float32
         test_loss, test_accuracy = trainer.evaluate(trainer.dataset.test, precision)
         history, card = trainer.history, trainer.final_card(test_accuracy, precision)
-        if rules.last_epochs:
+        if rules.last_epochs or self.resume:
             history.last_test_accuracies = evaluate_last_epochs(out, trainer, precision)
         save_weights(out / "model.safetensors", trainer.trained_model.state_dict(), card)
         record = {"card": card, "config": dataclasses.asdict(config), "history": dataclasses.asdict(history)}

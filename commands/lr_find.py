@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from config import InputError, TrainConfig
 from learning.history import Observer, Training
 from learning.presets import get_preset
+from limits.copying import copy_of
 from utils import (
     ROOT,
     STATED,
@@ -91,7 +91,7 @@ class LrFind:
         path.parent.mkdir(parents=True, exist_ok=True)
         demand_writable(path.parent)
         dataset = data.load(name, self.data_dir, config.image_size, self.skip_unreadable)
-        config = fit_to_data(config, dataset, tuple(given))
+        config = fit_to_data(config, dataset, tuple(given) or None)  # there are no options for the other fields
         seed_everything(self.seed)
         model = own.build(self.model, dataset) if self.model else Net(dataset.num_channels, dataset.num_classes, **preset.net)
         curve = find(model, dataset, config, test)
@@ -129,7 +129,7 @@ def find(
     )
     states = random_states()
     try:
-        trainer = Trainer(copy.deepcopy(model), dataset, trial, card=card, observer=test, schedule=test.schedule)
+        trainer = Trainer(copy_of(model), dataset, trial, card=card, observer=test, schedule=test.schedule)
         with contextlib.suppress(Ended):
             trainer.fit()
     except Diverged:

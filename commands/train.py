@@ -129,7 +129,7 @@ class Train:
         from learning.distillation import demand_teaches, load_teacher
         from learning.fitting import FITTED, demand_fits, fit_to_data, say_limits
         from learning.history import Observer, Observers
-        from learning.last_epochs import LastEpochs, evaluate_last_epochs
+        from learning.last_epochs import LastEpochs, count_kept, evaluate_last_epochs
         from learning.log import Log
         from learning.starting import demand_same_start, load_start, take_weights
         from training import Trainer
@@ -189,14 +189,17 @@ class Train:
         if self.finds_max_lr and not kept:
             curve = find(model, dataset, config, card=card)
             config = dataclasses.replace(config, max_lr=curve.suggestion)
+        last_epochs = rules.last_epochs if rules else None
+        if self.resume and not last_epochs:  # the assignment may be left out then
+            last_epochs = count_kept(out)
         board, observer = None, Observer()
         if distributed.is_main():
             observers: list[Observer] = [Overwrite(out)] if self.overwrite else []
             if curve:
                 observers.append(KeepCurve(curve, out))
             observers.append(Log(out))
-            if rules and rules.last_epochs:
-                observers.append(LastEpochs(out, rules.last_epochs))
+            if last_epochs:
+                observers.append(LastEpochs(out, last_epochs))
             if self.tensorboard:
                 from results.tensorboard_log import TensorBoardLog
 
@@ -219,7 +222,7 @@ class Train:
                 board.tested(trainer.step, test_loss, test_accuracy)
         if not distributed.is_main():
             return 0
-        if rules and rules.last_epochs:
+        if last_epochs:
             history.last_test_accuracies = evaluate_last_epochs(out, trainer, precision)
         last = history.evaluations[-1]
         card = trainer.final_card(test_accuracy, precision)
@@ -241,7 +244,7 @@ class Train:
 
             demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
             print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
-        if self.report or self.author or words:
+        if self.report or self.author or self.notes:
             named = rules.name if rules else ""
             write_report(out, f"Training of {self.called}", trainer, precision, demands, named, self.author, words)
         if demands is None:
@@ -252,13 +255,20 @@ class Train:
 
 
 def without_auto(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The command line without --max-lr auto, and whether it was there: the field is a number."""
-    left = list(arguments)
-    for i, argument in enumerate(left):
-        for found in (left[i : i + 2], argument.split("=", 1)):
-            if len(found) == 2 and found[0].replace("_", "-") == "--max-lr" and found[1] == "auto":
-                return left[:i] + left[i + 1 + (found[0] == argument) :], True
-    return left, False
+    """The command line without --max-lr auto, and whether that is the last --max-lr, which counts: the field is a number."""
+    left: list[str] = []
+    is_auto, i = False, 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        length = 1 if equals else 2
+        if name.replace("_", "-") != "--max-lr":
+            length = 1
+        else:
+            is_auto = (value if equals else "".join(arguments[i + 1 : i + 2])) == "auto"
+        if not (name.replace("_", "-") == "--max-lr" and is_auto):
+            left += arguments[i : i + length]
+        i += length
+    return left, is_auto
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:
@@ -268,7 +278,7 @@ def train_defaults(arguments: Sequence[str]) -> Train:
 
     Raises InputError where both budgets are named; one alone replaces the preset's, whichever that has.
     """
-    flags = [text for argument in arguments for text in argument.split("=", 1)]
+    flags = [text for argument in arguments for text in (argument.split("=", 1) if argument.startswith("--") else [argument])]
     preset = flags[flags.index("--preset") + 1] if "--preset" in flags[:-1] else ""
     if not preset and "--assignment" in flags[:-1]:
         from limits.assignments import load
@@ -296,6 +306,16 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
     failed = [one.name for one in found if one.passed is False and not one.is_bonus]
     if failed:
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
+    if rules.last_epochs and not config.steps and config.epochs < rules.last_epochs:
+        print(
+            f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} judges {rules.last_epochs}",
+            file=sys.stderr,
+        )
+    if rules.last_epochs and config.eval_every:
+        print(
+            f"note: the assignment {rules.name} judges the weights after whole epochs: --eval-every must divide the steps of one",
+            file=sys.stderr,
+        )
     if rules.max_epochs and not config.steps and config.epochs > rules.max_epochs:
         print(
             f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} allows {rules.max_epochs:g}",

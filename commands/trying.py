@@ -16,7 +16,7 @@ from images.data import ImageDataset, Split, statistics, stratified_split
 from learning import checkpoint
 from learning.fitting import AVERAGED_SHARE, MIN_STEPS, demand_fits, fit_to_data
 from learning.history import Observer, Observers, Training
-from learning.last_epochs import LastEpochs
+from learning.last_epochs import LastEpochs, count_kept
 from learning.log import Log
 from learning.search import Space
 from learning.study import RUNGS, Result, best, give_back, next_trial, open_study, results, score, told
@@ -93,6 +93,8 @@ class Candidates:
     """
 
     def __init__(self, dataset: ImageDataset, rules: Assignment, config: TrainConfig) -> None:
+        if (rules.last_epochs or 0) > MOST_EPOCHS:
+            raise InputError(f"{rules.name} judges the last {rules.last_epochs:,} epochs, but fit trains for {MOST_EPOCHS} at most")
         self.whole, self.rules = dataset, rules
         fitted = fit_to_data(replace(config, steps=MIN_STEPS, ema_decay=0.0), dataset)
         self.config = replace(demanded(fitted, rules), ema_decay=config.ema_decay)
@@ -271,7 +273,8 @@ class Candidates:
         observer: Observer = clock
         if out:
             card |= network_card(model, dataset.num_channels, dataset.image_size, net, preset="fit", data=dataset.content())
-            last = [LastEpochs(out, self.rules.last_epochs)] if self.rules.last_epochs else []
+            count = self.rules.last_epochs or (count_kept(out) if is_resumed else 0)
+            last = [LastEpochs(out, count)] if count else []
             observer = Observers(clock, Log(out), *last)
         bar = None if out else tqdm(disable=True)
         began = time.monotonic()

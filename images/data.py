@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,6 +252,19 @@ class AugmentedBatches:
                 normalise(torch.from_numpy(pixels).to(self.device), self.mean, self.std),
                 torch.from_numpy(targets).to(self.device),
             )
+
+
+@contextlib.contextmanager
+def worker_ends_told() -> Iterator[None]:
+    """What torch raises where a worker is killed, anywhere in this process, is an InputError in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a worker that augments images was killed, perhaps for lack of memory: go on with --resume and fewer --workers"
+        ) from error
 
 
 class _AugmentedSteps(torch.utils.data.Dataset):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from limits.copying import copy_of
 
 
 class WeightAverage(AveragedModel):
@@ -45,6 +46,6 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def copy_with(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """A copy of `model` with another state dict."""
-    other = copy.deepcopy(model)
+    other = copy_of(model)
     other.load_state_dict(state)
     return other

@@ -66,6 +66,11 @@ class History:
     """How long of that the loop waited for a batch: for workers, or for its own making of it where there are none."""
 
     @property
+    def passes(self) -> int:
+        """Passes over the whole test split: those of early exit, else the one at the end; and one for each of the last epochs."""
+        return (self.test_passes or 1) + len(self.last_test_accuracies)
+
+    @property
     def val_accuracy(self) -> float:
         """Validation accuracy of the weights that are kept, 0 to 1."""
         return self.evaluations[-1].val_accuracy if self.kept_accuracy is None else self.kept_accuracy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from config import InputError
+from limits.copying import copy_of
 
 if TYPE_CHECKING:
     from images.data import ImageDataset
@@ -49,9 +49,11 @@ def demand_trainable(model: nn.Module, name: str, dataset: ImageDataset) -> None
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{name} has no parameters to train")
+    if others := [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{name} has {others[0]} in its state, which is no tensor: files of weights hold tensors alone")
     shape = (2, dataset.num_channels, *dataset.image_size)
     try:
-        logits = copy.deepcopy(model).train()(torch.zeros(shape))
+        logits = copy_of(model).train()(torch.zeros(shape))
     except Exception as error:  # it may be of any kind: the code is the user's
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{name} fails in training mode on images of shape {shape}: {reason}") from error

@@ -65,10 +65,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def save_weights(path: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write a trained network as safetensors, its card and a checksum inside the file's header; the card also beside it as .json
     (for people)."""
+    import torch
     from safetensors.torch import save
 
     text = json.dumps(card, indent=2)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    # Copies: safetensors holds no tensor under two names, as a network with shared weights has it.
+    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
     write_atomically(path, save(tensors, metadata={"convsprint": text, "sha256": _digest(text, tensors)}))
     write_atomically(path.with_suffix(".json"), text.encode() + b"\n")
 

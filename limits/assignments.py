@@ -178,7 +178,7 @@ class Assignment(Demands):
     max_epochs: Above0 | None = None
     """Epochs that a training may take."""
     last_epochs: Count | None = None
-    """The validation accuracy must exceed the target after each of so many last epochs, too."""
+    """The test accuracy must exceed the target with the weights after each of so many last epochs, too."""
     seconds: Above0 | None = None
     """Time limit of a training."""
     batch_size: Count | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -10,6 +9,7 @@ import time
 import torch
 from torch import nn
 
+from limits.copying import copy_of
 from limits.operations import MATRIX_PRODUCTS, Op, pair
 from limits.tracing import Trace
 from utils import uncompiled
@@ -55,7 +55,7 @@ def latency_ms(model: nn.Module, num_channels: int, image_size: tuple[int, int])
 
     `model` is left as it is. Raises whatever it raises on such an image.
     """
-    copied = copy.deepcopy(model).cpu().float().eval()
+    copied = copy_of(model).cpu().float().eval()
     image = torch.zeros(1, num_channels, *image_size)
     times: list[float] = []
     with torch.inference_mode(), uncompiled():

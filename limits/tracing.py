@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from limits.copying import copy_of
 from limits.operations import Op
 from limits.recording import Recorder
 
@@ -45,7 +45,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], num_channels: int
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # (the copy of TorchScript is a computed value with gradients)
         torch.manual_seed(0)
         image = sign * torch.randn(1, num_channels, *image_size)
-        traced = copy.deepcopy(model).cpu().float().eval()
+        traced = copy_of(model).cpu().float().eval()
         recorder = Recorder(traced)
         output = recorder.run(image)
     live = reach_back([output] if output else [])

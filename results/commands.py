@@ -124,6 +124,8 @@ class Report:
     author: str = ""
     """Name of the author, for that page."""
     notes: Annotated[Path | None, NOTES] = None
+    model: str = ""
+    """Where your own network is now, FILE.py:CLASS, if it is not where the run's card says."""
     data_dir: Path = ROOT / "data"
     """Folder that holds the data set, whose test images that page shows."""
     skip_unreadable: bool = False
@@ -150,7 +152,7 @@ class Report:
         if self.assignment:
             from limits.assignments import load
 
-            comparison.judge(runs, load(self.assignment))
+            comparison.judge(runs, load(self.assignment), self.model)
         out = self.out or (self.runs[0] if len(runs) == 1 else ROOT / "runs" / "comparison")
         page = comparison.write(runs, out, self.assignment)
         print(comparison.format_table(runs))
@@ -164,7 +166,7 @@ class Report:
             from images import data
             from results.hand_in import page_of_run
 
-            network = load_network(self.runs[0] / "model.safetensors", self.device)
+            network = load_network(self.runs[0] / "model.safetensors", self.device, self.model)
             card = runs[0].card
             side = card["image_size"][0]
             dataset = data.load(card["dataset"], self.data_dir, side, self.skip_unreadable, card["classes"])

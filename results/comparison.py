@@ -110,8 +110,9 @@ def _load_run(path: Path) -> Run:
         raise InputError(f"{file} is not what train writes: {type(error).__name__} {error}") from error
 
 
-def judge(runs: Sequence[Run], assignment: Assignment) -> None:
-    """Give each run what the assignment demands of its network and of its training.
+def judge(runs: Sequence[Run], assignment: Assignment, model: str = "") -> None:
+    """Give each run what the assignment demands of its network and of its training. `model` says where the user's own network is,
+    FILE.py:CLASS, if not where a card says.
 
     Raises InputError where the weights of a run cannot be read, or where its network is of a file that is missing.
     """
@@ -122,7 +123,7 @@ def judge(runs: Sequence[Run], assignment: Assignment) -> None:
 
     for run in runs:
         weights = Path(run.name) / ("model.safetensors" if run.is_finished else "checkpoint.pt")
-        network = TrainedNetwork.load(weights, torch.device("cpu"))
+        network = TrainedNetwork.load(weights, torch.device("cpu"), model)
         run.demands = of_all(assignment, network.model, Training(run.card, run.config, run.history))
 
 

@@ -103,6 +103,8 @@ def _last_epochs(training: Training | None, count: int, target: float) -> tuple[
     weights to find them, else on the validation images."""
     if training is None:
         return "", None
+    if (trained := round(training.history.evaluations[-1].epoch) if training.history.evaluations else 0) < count:
+        return f"only {trained} epoch{' was' if trained == 1 else 's were'} trained", False
     if len(kept := training.history.last_test_accuracies[-count:]) == count:
         return _listed(kept, "test"), min(kept) > target
     if not training.has_val_split:
@@ -113,10 +115,8 @@ def _last_epochs(training: Training | None, count: int, target: float) -> tuple[
     last = max(at_ends, default=0)
     wanted = range(last - count + 1, last + 1)
     if any(epoch not in at_ends for epoch in wanted):
-        done = len(at_ends)
-        if last < count:
-            return f"only {last} epochs were trained", False
-        return f"unknown, because only {done} of {last} epochs ended with an evaluation (--eval-every)", None
+        done = sum(epoch in at_ends for epoch in wanted)
+        return f"unknown, because {done} of these {count} epochs ended with an evaluation (--eval-every)", None
     accuracies = [at_ends[epoch].val_accuracy for epoch in wanted]
     return _listed(accuracies, "validation"), min(accuracies) > target
 

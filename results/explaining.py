@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from config import InputError
 from images.data import normalise
+from limits.copying import copy_of
 
 MIN_MAPS = 5
 """Pixels on a side of a layer's maps, at least: of fewer, an explanation says nothing about places."""
@@ -45,7 +45,7 @@ class Explainer:
             raise InputError(f"Grad-CAM needs {error.name}, which is not installed: {INSTALL}") from error
         self.card, self.device = card, device
         try:
-            self.model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+            self.model = copy_of(model).to(device).float().eval().requires_grad_(False)
             layer = deepest_layer(self.model, torch.zeros(1, card["num_channels"], *card["image_size"], device=device))
         except Exception as error:  # the code may be the user's
             raise _not_explained(error) from error

@@ -26,7 +26,7 @@ def as_markdown(page: dict[str, Any]) -> str:
     figures += [("Images seen", f"{history.images_seen:,}")]
     if page["parameters"] is not None:
         figures.append(("Parameters", f"{page['parameters']:,}"))
-    figures.append(("Passes over the test split", f"{history.test_passes or 1}"))
+    figures.append(("Passes over the test split", f"{history.passes}"))
     parts.append(table(("figure", "value"), figures))
     parts += _words(notes.first)
 

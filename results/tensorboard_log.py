@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from config import InputError
 from learning.history import Evaluation, Observer, Training
+from limits.copying import copy_of
 from results import figures
 from results.canvas import pixels
 from utils import demand_writable
@@ -148,7 +148,7 @@ class TensorBoardLog(Observer):
 
     def _graph(self, trainer: Training) -> None:
         # Of a copy, since a pass in training mode would move the statistics of BatchNorm.
-        model = copy.deepcopy(trainer.model).cpu().eval()
+        model = copy_of(trainer.model).cpu().eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.trace, by which it is made, is deprecated
             self.writer.add_graph(model, torch.zeros(1, trainer.dataset.num_channels, *trainer.dataset.image_size))

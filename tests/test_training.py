@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import multiprocessing
 import os
 import platform
 import random
@@ -23,7 +24,7 @@ from config import InputError, TrainConfig
 from conftest import ALL_THREADS, ROOT, assert_refused, run_main
 from images import data
 from images.data import Split
-from learning.history import FLAT_EVALUATIONS, History
+from learning.history import FLAT_EVALUATIONS, History, Observer
 from learning.resolution import scaled
 from learning.schedule import next_cycle
 from learning.weights import load_checkpoint, save_checkpoint
@@ -262,6 +263,20 @@ def test_batch_larger_than_the_data(dataset):
 def train_command(shapes_npz: Path, out: Path, *more: object) -> list[object]:
     settings = "--epochs 0.25 --batch-size 16 --val-images 100 --eval-every 19 --checkpoint-every 7 --ema-decay 0.9"
     return [ROOT / "main.py", "train", "--dataset", f"npz:{shapes_npz}", *settings.split(), "--out", out, *more]
+
+
+class WorkerKiller(Observer):
+    """Kills the workers after the first step, as a system without memory does."""
+
+    def trained(self, trainer, inputs):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
+def test_a_killed_worker_is_told_in_one_line(dataset):
+    config = replace(SMALL, epochs=50, batch_size=16, augment=0.5, workers=1)
+    with pytest.raises(InputError, match="^a worker that augments images was killed.*--resume"):
+        Trainer(Net(3, 10), dataset, config, observer=WorkerKiller()).fit()
 
 
 def outcome(out: Path) -> tuple[dict, History]:

@@ -154,6 +154,11 @@ def test_auto_is_taken_from_the_command_line_wherever_it_stands():
         ["train", "--dataset", "auto", "--max-lr", "0.1"],
         False,
     )
+    # The last one counts, as of any option.
+    assert without_auto(["train", "--max-lr=auto", "-q", "--max-lr", "0.1"]) == (["train", "-q", "--max-lr", "0.1"], False)
+    assert without_auto(["--max-lr", "0.1", "--max-lr", "auto"]) == (["--max-lr", "0.1"], True)
+    assert without_auto(["train", "--max-lr", "auto", "--max-lr=auto"]) == (["train"], True)
+    assert without_auto(["train", "--max-lr"]) == (["train", "--max-lr"], False)
 
 
 def test_the_line_can_be_printed_on_any_terminal(monkeypatch):

@@ -35,6 +35,25 @@ class Tuple(Mine):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
 
+class Keeping(Mine):
+    # Keeps what its forward pass gives, as for Grad-CAM, has a layer under two names, and an old weight_norm.
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.also = self.features[1]
+        self.features[0] = nn.utils.weight_norm(self.features[0])
+        self.seen = []
+
+    def forward(self, x):
+        self.seen = [{"features": self.features(x)}]
+        return self.head((self.seen[0]["features"] * self.scale).flatten(1))
+
+class Stating(Mine):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
 class Nothing(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -93,6 +112,24 @@ def test_evaluate_and_predict(trained, tmp_path):
         assert json.loads(result.stdout)["predictions"][0]["top"][0]["class"] == "red", result.stderr
 
 
+def test_a_network_that_keeps_tensors_and_shares_weights(trained, tmp_path):
+    root, _, command = trained
+    command = [*command[:2], f"{root / 'code' / 'mine.py'}:Keeping", *command[3:-1], tmp_path / "run"]
+    result = run_main(*command, "--epochs", 6, "--max-lr", "auto", "--report")
+    assert result.returncode == 0, result.stderr
+    tensors, card = load_weights(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(tensors["features.1.weight"], tensors["also.weight"])
+    assert card["test_accuracy"] > 0.9
+    result = run_main("evaluate", "--weights", tmp_path / "run" / "model.safetensors", "--dataset", f"npz:{root / 'colours.npz'}")
+    assert f"accuracy {card['test_accuracy']:.2%}," in result.stdout, result.stderr
+
+
+def test_a_state_that_is_no_tensor_is_refused_at_once(trained, tmp_path):
+    root, _, command = trained
+    result = run_main(*command[:2], f"{root / 'code' / 'mine.py'}:Stating", *command[3:-1], tmp_path / "run")
+    assert_refused(result, "Stating has _extra_state in its state, which is no tensor")
+
+
 def test_resume_and_go_on_from_its_weights(trained, tmp_path):
     root, out, command = trained
     folder = shutil.copytree(out, tmp_path / "run")
@@ -119,6 +156,9 @@ def test_weights_whose_file_has_moved(trained, tmp_path):
         assert_refused(missing, "needs the network", "there is no file", "mine.py", "--model FILE.py:CLASS")
         moved = run_main("evaluate", "--weights", out / "model.safetensors", *data, "--model", f"{code / 'mine.py'}:Mine")
         assert moved.returncode == 0 and "has changed since" in moved.stderr
+        page = ("report", out, "--page", "--out", tmp_path / "page")
+        assert_refused(run_main(*page), "--model FILE.py:CLASS")
+        assert run_main(*page, "--model", f"{code / 'mine.py'}:Mine").returncode == 0
         other = run_main("evaluate", "--weights", out / "model.safetensors", *data, "--model", f"{code / 'mine.py'}:Nothing")
         assert_refused(other, "does not fit", "mine.py:Nothing")
     finally:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from config import InputError
 from conftest import random_split, run_main
 from images.sources import ImageDataset
 from learning.history import Observer, Observers
 from learning.last_epochs import FILE, LastEpochs, evaluate_last_epochs
-from learning.weights import load_checkpoint
+from learning.weights import load_checkpoint, save_checkpoint
 from model import Net
 from test_training import SMALL
 from training import Trainer
@@ -78,6 +79,40 @@ def test_a_killed_training_goes_on_with_them(dataset, tmp_path, dies_at):
     assert list(whole) == list(resumed) == [3, 4, 5]
     for epoch, state in whole.items():
         assert all(torch.equal(state[name], resumed[epoch][name]) for name in state)
+
+
+def test_only_the_last_epochs_of_the_training_count(dataset, tmp_path):
+    trainer = trainer_of(dataset, tmp_path)
+    trainer.fit()
+    kept = load_checkpoint(tmp_path / FILE)
+    save_checkpoint(tmp_path / FILE, kept | {"epochs": {epoch - 1: state for epoch, state in kept["epochs"].items()}})
+    assert len(evaluate_last_epochs(tmp_path, trainer, torch.float32)) == 2  # epochs 3 and 4 of 5; number 2 is too old
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {name: value for name, value in state.items() if name != "epochs"}, "does not hold the weights"),
+        (lambda state: state | {"epochs": {5: {"other": torch.zeros(3)}}}, "of another network"),
+    ],
+)
+def test_another_file_is_refused_before_the_training_goes_on(dataset, tmp_path, change, words):
+    with pytest.raises(ProcessLookupError):
+        trainer_of(dataset, tmp_path, Spy(27)).fit()
+    save_checkpoint(tmp_path / FILE, change(load_checkpoint(tmp_path / FILE)))
+    with pytest.raises(InputError, match=words):
+        trainer_of(dataset, tmp_path).fit(resume=True)
+
+
+def test_a_resumed_training_keeps_them_without_the_assignment(shapes_npz, tmp_path):
+    (tmp_path / "mine.toml").write_text("target_accuracy = 0.01\nlast_epochs = 2")
+    options = ("--dataset", f"npz:{shapes_npz}", "--batch-size", 500, "--val-images", 100, "--out", tmp_path / "run")
+    first = run_main("train", "--assignment", tmp_path / "mine.toml", *options, "--epochs", 2)
+    assert first.returncode == 0, first.stderr
+    again = run_main("train", *options, "--epochs", 3, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert list(load_checkpoint(tmp_path / "run" / FILE)["epochs"]) == [2, 3]
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["history"]["last_test_accuracies"]) == 2
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_evaluations_within_epochs() -> None:
     ends = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert demand(LAST, training([0.1, 0.995, 0.1, 0.995, 0.1, 0.996], ends=ends)).passed is True
     rare = demand(LAST, training([0.995, 0.996], ends=[2.0, 4.0]))
-    assert (rare.passed, rare.value) == (None, "unknown, because only 2 of 4 epochs ended with an evaluation (--eval-every)")
+    assert (rare.passed, rare.value) == (None, "unknown, because 2 of these 3 epochs ended with an evaluation (--eval-every)")
 
 
 def test_images_that_were_trained_on_show_nothing() -> None:
