@@ -15,7 +15,7 @@ from commands.lr_find import KeepCurve, find
 from commands.shared import network_class, silence, write_report
 from config import InputError, TrainConfig
 from learning.presets import PRESETS, Preset, get_preset
-from learning.run_folder import Overwrite, remove_pages, run_folder
+from learning.run_folder import Overwrite, data_place, remove_pages, run_folder
 from learning.weights import save_weights
 from utils import ASSIGNMENT, NOTES, ROOT, STATED, network_card, resolve_device, seed_everything, set_threads, summary, write_json
 
@@ -306,6 +306,8 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
     failed = [one.name for one in found if one.passed is False and not one.is_bonus]
     if failed:
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
+    if rules.dataset and data_place(dataset.name) != data_place(rules.dataset):
+        print(f"note: the assignment {rules.name} demands the data set {rules.dataset}, not {dataset.name}", file=sys.stderr)
     if rules.last_epochs and not config.steps and config.epochs < rules.last_epochs:
         print(
             f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} judges {rules.last_epochs}",

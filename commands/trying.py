@@ -224,8 +224,8 @@ class Candidates:
         assert leader
         line = (
             f"network {trial.number}: {run.trainer.history.val_accuracy:.1%} after {seconds:.3g} s of training, "
-            f"{trial.user_attrs['parameters']:,} parameters; the best so far is {leader.number} with {leader.accuracy:.1%}; "
-            f"{left:.0f} s of the search are left"
+            f"{trial.user_attrs['parameters']:,} parameters; the best of the longest runs is {leader.number} with "
+            f"{leader.accuracy:.1%}; {left:.0f} s of the search are left"
         )
         if self.bar is not None:
             self.bar.set_postfix_str(f"best: {leader.accuracy:.1%}", refresh=False)

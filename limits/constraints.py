@@ -202,7 +202,11 @@ def _blocks(network: _Network, layers_per_block: int | None) -> Constraint:
     # An opaque module outside of the blocks may hold the missing ones; one in a block holds that block's layers alone.
     if opaque and (passed or None in unseen):
         passed, value = None, f"unknown, because {_unseen(opaque)}"
-    limit = f"{layers_per_block} layers each, then {output}" if layers_per_block else "in this order"
+    limit = (
+        f"{layers_per_block} layer{'s' if layers_per_block > 1 else ''} each, then {output}"
+        if layers_per_block
+        else "in this order"
+    )
     return Constraint(" ".join(blocks.wanted), value, limit, passed)
 
 

@@ -172,10 +172,11 @@ def _describe_curves(history: History) -> str:
     if not history.evaluations:
         return "The run made no evaluation: there are no curves."
     last = history.evaluations[-1]
+    kept = f" Kept were {history.kept}: validation accuracy {history.val_accuracy:.1%}." if history.kept else ""
     return (
         f"At the last of {len(history.evaluations)} evaluations, after {last.images_seen:,} images: training loss "
         f"{last.train_loss:.3f}, accuracy {last.train_accuracy:.1%}; validation loss {last.val_loss:.3f}, accuracy "
-        f"{last.val_accuracy:.1%}."
+        f"{last.val_accuracy:.1%}.{kept}"
     )
 
 

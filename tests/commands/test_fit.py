@@ -163,7 +163,7 @@ def test_a_training_is_as_the_assignment_demands(tmp_path: Path) -> None:
 def test_it_leaves_what_a_training_leaves(fitted) -> None:
     out, result, _ = fitted
     assert {"model.safetensors", "run.json", "report.html", "log.csv", "preset.txt", "study.sqlite"} <= set(os.listdir(out))
-    assert "the best so far is" in result.stdout and "s of the search are left" in result.stdout
+    assert "the best of the longest runs is" in result.stdout and "s of the search are left" in result.stdout
     assert "what the assignment small demands" in result.stdout
     record = json.loads((out / "run.json").read_text())
     assert record["history"]["test_passes"] == 0 and record["card"]["test_accuracy"] > 0
