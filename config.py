@@ -256,11 +256,15 @@ def one_cycle_adamw(model: nn.Module) -> Optimizer:
 def uint8_image(image: Any) -> Tensor:
     """A PIL image or (H, W[, C]) uint8 array as a (H, W, C) uint8 tensor: as it lies in memory, which is the fastest way.
 
-    `Model` normalises whole batches, which is cheaper than image by image.
+    `Model` normalises whole batches, which is cheaper than image by image. Raises ValueError where a pixel is not made of bytes.
     """
     import torch
 
-    height, width = image.shape[:2] if hasattr(image, "shape") else image.size[::-1]
+    is_array = hasattr(image, "shape")
+    if (image.dtype != "uint8") if is_array else image.mode in ("1", "I", "F", "I;16"):
+        kind = f"an array of {image.dtype}" if is_array else f"an image of mode {image.mode}"
+        raise ValueError(f"CONFIG.transforms takes pixels of bytes, not {kind}: convert it to uint8, or to mode RGB or L")
+    height, width = image.shape[:2] if is_array else image.size[::-1]
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, -1)
 
 

@@ -168,6 +168,8 @@ class Train:
             config = fit_to_data(config, dataset, self.given)
         seed_everything(config.seed)
         about = {"preset": self.preset}
+        if spec and self.conv == "by-hand":
+            raise InputError(f"--conv by-hand is for the project's network, and these weights are of {spec}: leave it out")
         if spec:
             net: dict[str, Any] = before.get("net") or {}
             model = own.build(spec, dataset, found, net)

@@ -21,6 +21,9 @@ def load_start(path: Path, spec: str) -> TrainedNetwork:
     if not where its card says."""
     cpu = torch.device("cpu")
     pixels = efficientnet_lite.pixels_of(str(path))
+    meant = str(path).lower().replace("-", "_")
+    if pixels is None and meant.partition(":")[0] == efficientnet_lite.NAME and not path.exists():
+        raise InputError(f"there is no file {path}: did you mean --init {meant}?")
     if pixels is None:
         start = TrainedNetwork.load(path, cpu, spec)
         start.card["init"] = str(path)

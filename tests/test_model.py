@@ -262,6 +262,13 @@ def test_a_small_last_batch_hardly_moves_the_statistics(last):
     assert all(layer.momentum == pytest.approx(0.3) for layer in norms)
 
 
+@pytest.mark.parametrize("mode", ["1", "I", "F", "I;16", np.float32, np.int64])
+def test_transforms_take_bytes_alone(mode):
+    pixels = np.zeros((30, 30, 3), mode) if isinstance(mode, type) else Image.new(mode, (30, 30))
+    with pytest.raises(ValueError, match="takes pixels of bytes, not an .*convert it"):
+        CONFIG.transforms(pixels)
+
+
 def test_course_model_takes_pixels_in_either_order():
     pixels = torch.randint(0, 256, (6, 30, 28, 3), dtype=torch.uint8)
     model = Model(num_channels=3, num_classes=10)

@@ -205,6 +205,12 @@ def test_a_batch_of_one_image_and_maps_of_one_pixel(trained, hundred, tmp_path):
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: BatchNorm cannot train on one image")
 
 
+@pytest.mark.parametrize("name", ["EfficientNet_Lite0", "efficientnet-lite0:64"])
+def test_a_name_that_is_nearly_right(name, hundred, tmp_path):
+    result = run_main("train", "--init", name, "--dataset", hundred, "--out", tmp_path / "run")
+    assert_refused(result, "did you mean --init efficientnet_lite0")
+
+
 @pytest.mark.parametrize("pixels", ["", "12", "1000", "large"])
 def test_pixels_out_of_range(pixels, hundred, tmp_path):
     result = run_main("train", "--init", f"efficientnet_lite0:{pixels}", "--dataset", hundred, "--out", tmp_path / "run")

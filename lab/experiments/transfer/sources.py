@@ -140,7 +140,7 @@ def own_source(path: Path, name: str, target: ImageDataset, classes: Sequence[st
     network = TrainedNetwork.load(path, torch.device("cpu"))
     model, card, accuracy = network.model, network.card, network.card.get("test_accuracy")
     if not isinstance(model, Net):
-        raise InputError(f"the source {path} is a {type(model).__name__}: only networks of this project's presets are sources")
+        raise InputError(f"the source {path} is a {type(model).__name__}: only weights of model.Net are sources")
     known = [c for c in classes if c in card["classes"] and card["dataset"].startswith(target.name)]
     if known:
         raise InputError(

@@ -133,7 +133,7 @@ def test_a_network_of_torchvision_is_kept_too(tmp_path, monkeypatch, capsys):
     assert main.main(["evaluate", "--weights", str(weights)]) == 0
     assert f"accuracy {load_weights(weights)[1]['test_accuracy']:.2%}" in capsys.readouterr().out
     assert run_lab("transfer", "--target", f"folder:{folder}", "--source", weights, "--out", tmp_path) == 2
-    assert "only networks of this project's presets are sources" in capsys.readouterr().err.splitlines()[-1]
+    assert "only weights of model.Net are sources" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow
