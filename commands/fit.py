@@ -124,7 +124,7 @@ class Fit:
         if self.resume:
             return self._leave(candidates.resume(out), rules, out)
         best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
-        first = ", the default preset's, which none of the longest runs beats by a standard error" if best.is_first else ""
+        first = ", the default preset's, which no longest run beats by a standard error" if best.is_first else ""
         print(
             f"the best is network {best.number}{first}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
             flush=True,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from config import InputError, TrainConfig
 from learning.history import Observer, Training
 from learning.presets import get_preset
-from limits.copying import copy_of
 from utils import (
     ROOT,
     STATED,
@@ -111,6 +110,7 @@ def find(
     Raises InputError where nothing can be suggested.
     """
     from learning.range_test import Ended, RangeTest
+    from limits.copying import copy_of
     from results.range_plot import range_line
     from training import Diverged, Trainer
 
