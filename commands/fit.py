@@ -126,7 +126,8 @@ class Fit:
         best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
         first = ", the default preset's, which no longest run beats by a standard error" if best.is_first else ""
         print(
-            f"the best is network {best.number}{first}: {best.accuracy:.1%} on the validation images, {best.parameters:,} parameters",
+            f"the best is network {best.number}{first}: {best.accuracy:.1%} on the validation images, "
+            f"{best.parameters:,} parameters",
             flush=True,
         )
         if self.search_only:
