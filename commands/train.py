@@ -81,7 +81,7 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=lambda: PRESETS["baseline"].train)
 
     def run(self) -> int:
-        preset = get_preset(self.preset, has_weights=True)
+        preset = get_preset(self.preset, bool(self.init or self.resume or self.model))
         if self.conv == "by-hand" and self.model:
             raise InputError("--conv by-hand is for the project's network: leave out --model or --conv by-hand")
         if self.conv == "by-hand" and self.config.compile:
@@ -136,10 +136,6 @@ class Train:
 
         if self.config.freeze and not (self.init or self.resume):
             raise InputError("--freeze trains the last layer alone, on random features: name trained weights with --init")
-        if preset.needs_weights and not (self.init or self.resume or self.model):
-            raise InputError(
-                f"the preset {self.preset} requires trained weights: name them with --init, or choose another --preset"
-            )
         kept = checkpoint.read(out / "checkpoint.pt") if self.resume else None
         start = load_start(self.init, self.model) if self.init and not kept else None
         before = kept["card"] if kept else start.card if start else {}  # of the network that this training goes on with
@@ -262,12 +258,11 @@ def without_auto(arguments: Sequence[str]) -> tuple[list[str], bool]:
     is_auto, i = False, 0
     while i < len(arguments):
         name, equals, value = arguments[i].partition("=")
-        length = 1 if equals else 2
-        if name.replace("_", "-") != "--max-lr":
-            length = 1
-        else:
+        length = 1
+        if is_rate := name.replace("_", "-") == "--max-lr":
+            length = 1 if equals else 2
             is_auto = (value if equals else "".join(arguments[i + 1 : i + 2])) == "auto"
-        if not (name.replace("_", "-") == "--max-lr" and is_auto):
+        if not (is_rate and is_auto):
             left += arguments[i : i + length]
         i += length
     return left, is_auto
