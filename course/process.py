@@ -159,7 +159,7 @@ class Process:
     def _wait(self) -> None:
         """Until something comes, for a tick at most."""
         now = time.perf_counter()
-        if now >= self.next_tick:
+        if now >= self.next_tick or now > self.deadline:  # what it used says more than that time is up
             self.next_tick = now + TICK
             if self.popen.poll() is not None and not self.selector.select(0):  # what it started may still hold the channel
                 raise Failure(f"its process {self._how_it_ended()} while {self.doing}")

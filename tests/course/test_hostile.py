@@ -28,6 +28,16 @@ while True:
     except OSError:
         pass
 """,
+        ["importing it"],  # too many processes; on a busy machine, time may be up before they are counted
+    ),
+    "many_processes": (
+        "module",
+        """
+for _ in range(100):
+    if not os.fork():
+        time.sleep(60)
+time.sleep(60)
+""",
         ["processes at once while importing it; 64 are allowed"],
     ),
     "thirty_gigabytes": ("forward", "torch.zeros(30 * 2**28)", ["RuntimeError", "can't allocate memory"]),

@@ -99,10 +99,15 @@ def test_a_program_needs_onnxruntime_alone(onnx_file, tmp_path):
 
 @pytest.mark.slow
 def test_8_bits(weights, onnx_file):
+    import onnx
+
     result = run_main("export", weights, "--format", "int8")
     assert result.returncode == 0, result.stderr
     small = weights.with_suffix(".int8.onnx")
     assert small.stat().st_size < onnx_file.stat().st_size / 2
+    tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(small).graph.initializer]
+    weights_used = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim > 1]
+    assert weights_used and all(np.abs(tensor.astype(int)).max() <= 64 for tensor in weights_used)  # 7 bits: see reduce_range
     colour = np.zeros((1, 50, 60, 3), np.uint8)
     colour[..., 2] = 200
     assert export.runner(small, "int8")(colour).argmax() == 2
