@@ -91,6 +91,8 @@ class Demands(_Lines):
     def _agree(self) -> Demands:
         if () in self.require:
             raise ValueError("require has an empty list, which nothing satisfies")
+        if twice := [kinds[0] for kinds in self.require if len(set(kinds)) < len(kinds)]:
+            raise ValueError(f"require names {twice[0]} twice in one list of alternatives")
         _demand_agreement(self.layers, self.require, self.forbid)
         return self
 
@@ -305,7 +307,8 @@ def read(path: Path) -> Assignment:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # of TOML or of UTF-8
-        raise InputError(f"{path} is not valid TOML: {' '.join(str(error).split())[:200]}") from error
+        text = re.sub("Cannot overwrite a value|Cannot declare .* twice", "a line or table is given twice", str(error))
+        raise InputError(f"{path} is not valid TOML: {' '.join(text.split())[:200]}") from error
     if "name" in values:
         raise InputError(f"{path}: unknown line name: an assignment has the name of its file")
     return parse({**values, "name": path.stem}, str(path))
@@ -331,7 +334,8 @@ def _problem(values: dict[str, Any], error: dict[str, Any]) -> str:
         model = TABLES.get(path[-2] if len(path) > 1 else "")
         known = [name for name in (model or Assignment).model_fields if name != "name"]
         near = difflib.get_close_matches(path[-1], known, 1, 0.5)
-        return f"unknown line {line}" + (f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}")
+        shown = line if line.isprintable() else repr(line)
+        return f"unknown line {shown}" + (f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}")
     text = " ".join(error["msg"].removeprefix("Value error, ").split())
     text = re.sub("valid dictionary.*", "table", text.replace("valid tuple", "list"))
     if error["type"] == "value_error":

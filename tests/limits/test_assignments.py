@@ -96,6 +96,7 @@ EVENING = datetime.datetime(2026, 12, 1, 18, tzinfo=datetime.timezone(datetime.t
         ({"max_size_kb": {"int4": 1}}, ["unknown line max_size_kb.int4", "did you mean int8?"]),
         ({"augmentation": {"flips": True}}, ["unknown line augmentation.flips", "did you mean flip?"]),
         ({"require": ["separables"]}, ["unknown kind 'separables'", "did you mean separable?"]),
+        ({"require": [["gap", "gap"]]}, ["require names gap twice in one list of alternatives"]),
         ({"forbid": ["max_pol"]}, ["unknown kind 'max_pol'", "did you mean max_pool?"]),
         ({"max_parameters": 0}, ["max_parameters is 0", "greater than 0"]),
         ({"max_parameters": "200_000"}, ["max_parameters is '200_000'"]),
@@ -163,7 +164,9 @@ def test_what_is_wrong_is_named_in_one_line(lines: dict, words: list[str]) -> No
     ("text", "words"),
     [
         (b"max_parameters = ", "not valid TOML"),
-        (b"max_parameters = 1\nmax_parameters = 2", "not valid TOML"),
+        (b"max_parameters = 1\nmax_parameters = 2\n", r"a line or table is given twice \(at line 2,"),
+        (b"[bonus]\nforbid = []\n[bonus]\n", r"a line or table is given twice \(at line 3,"),
+        (rb'"a\u001b[2J" = 1', r"unknown line 'a\\x1b\[2J': choose from"),
         (b"about = '\xff'", "not valid TOML"),
         (b"a=" + b"[" * 50_000, "not valid TOML"),
         (b"#" * 200_000, "more than 100,000 bytes"),
