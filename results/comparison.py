@@ -9,6 +9,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ValidationError
+
 from config import InputError
 from learning.history import History
 from learning.weights import load_checkpoint
@@ -101,13 +103,32 @@ def _load_run(path: Path) -> Run:
         values, finished = load_checkpoint(checkpoint), False
     else:
         raise InputError(f"{path} holds no run: neither run.json nor checkpoint.pt is in it")
+    file = record if finished else checkpoint
     try:
-        history = History.from_dict(values["history"])
-        seconds = history.total_seconds if finished else values["seconds"]
-        return Run(str(path), values["card"]["dataset"], values["card"], history, seconds, finished, values["config"])
-    except (KeyError, TypeError) as error:
-        file = record if finished else checkpoint
-        raise InputError(f"{file} is not what train writes: {type(error).__name__} {error}") from error
+        found = _Record.model_validate(values)
+        if len(found.history.seconds) != len(found.history.evaluations):
+            raise InputError(f"{file} is not what train writes: history.seconds has not one for each of history.evaluations")
+        seconds = found.history.total_seconds if finished else found.seconds
+        return Run(str(path), found.card.dataset, values["card"], found.history, seconds, finished, found.config)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise InputError(f"{file} is not what train writes: {place or 'all'} is {wrong['input']!r:.60}: {wrong['msg']}") from error
+
+
+class _Card(BaseModel):
+    dataset: str
+    parameters: int = 0
+    test_accuracy: float | None = None
+
+
+class _Record(BaseModel):
+    """What is read of run.json, and of a checkpoint."""
+
+    card: _Card
+    config: dict[str, Any]
+    history: History
+    seconds: float = 0.0
 
 
 def judge(runs: Sequence[Run], assignment: Assignment, model: str = "") -> None:

@@ -128,7 +128,7 @@ def export(network: TrainedNetwork, kind: str, path: Path, calibration: np.ndarr
 
 
 def _quantise(path: Path, images: np.ndarray) -> Path:
-    """The ONNX file `path`, its convolutions and linear layers with weights of 7 and activations of 8 bits, as another file beside it."""
+    """The ONNX file `path` with 7 bits for the weights and 8 for the inputs of its layers, as another file beside it."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

@@ -36,6 +36,11 @@ TITLES = (
     "Environment",
 )
 """Of the sections that every page has."""
+OF_THE_TRAINING = {
+    *("command", "hardware", "versions", "precision", "seed"),
+    *("test_accuracy", "val_accuracy", "epochs", "images_seen", "seconds"),
+}
+"""What a card says of a finished training, which is elsewhere on the page."""
 MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
 EXPLANATION_SIDE = 96  # of an explanation there, which is smooth
 
@@ -109,7 +114,7 @@ def write_report(
         "num_correct": int((predictions == test.labels).sum()),
         "parameters": card.get("parameters"),
         "curves": data_uri(curves),
-        "curves_text": _describe_curves(history),
+        "curves_text": _describe_curves(history, config.get("val_images") != 0 or card.get("data", {}).get("val", 0) > 0),
         "augmented": augmented and data_uri(augmented),
         "augmented_text": "Training images, and below each its augmented versions, as the network receives them.",
         "confusion": data_uri(confusion),
@@ -131,8 +136,8 @@ def write_report(
         "constraints_title": constraints_title,
         "assignment": assignment,
         "layers": layers,
-        "network": _rows({key: value for key, value in card.items() if key != "classes"}),
-        "configuration": _rows(config),
+        "network": _rows({key: value for key, value in card.items() if key not in {"classes", *OF_THE_TRAINING}}),
+        "configuration": _rows({key: value for key, value in config.items() if not (key == "epochs" and config.get("steps"))}),
         "environment": _rows(environment),
     }
     page = render(Path(__file__).with_name("report.html.jinja"), **values)
@@ -167,16 +172,17 @@ def _thumbnail(image: np.ndarray, side: int = MAX_THUMBNAIL) -> bytes:
     return buffer.getvalue()
 
 
-def _describe_curves(history: History) -> str:
+def _describe_curves(history: History, has_val_split: bool) -> str:
     """The curves in words, for those who cannot see them."""
     if not history.evaluations:
         return "The run made no evaluation: there are no curves."
     last = history.evaluations[-1]
+    stand_in = "" if has_val_split else " There were no validation images: the training images, not augmented, stand in for them."
     kept = f" Kept were {history.kept}: validation accuracy {history.val_accuracy:.1%}." if history.kept else ""
     return (
         f"At the last of {len(history.evaluations)} evaluations, after {last.images_seen:,} images: training loss "
         f"{last.train_loss:.3f}, accuracy {last.train_accuracy:.1%}; validation loss {last.val_loss:.3f}, accuracy "
-        f"{last.val_accuracy:.1%}.{kept}"
+        f"{last.val_accuracy:.1%}.{kept}{stand_in}"
     )
 
 
@@ -204,10 +210,15 @@ def _rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _rows(value, f"{prefix}{key}.")
         else:
-            items = value if isinstance(value, (list, tuple)) else [value]
-            texts = ["none" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in items]
-            rows.append((f"{prefix}{key}", ", ".join(texts)))
+            rows.append((f"{prefix}{key}", _text(value)))
     return rows
+
+
+def _text(value: Any) -> str:
+    """`value` in a table; of lists in a list, semicolons part the outer one."""
+    if isinstance(value, (list, tuple)):
+        return ("; " if any(isinstance(item, (list, tuple)) for item in value) else ", ").join(map(_text, value))
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -133,7 +133,19 @@ def test_newer_checkpoint_is_that_of_a_run_begun_again(trained):
     assert not run.is_finished and isinstance(run.history, History)
 
 
-@pytest.mark.parametrize(("content", "word"), [("{", "no JSON"), ("[]", "TypeError"), ('{"card": {}}', "KeyError 'history'")])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("{", "no JSON"),
+        ("[]", r"all is \[\]: .* dictionary"),
+        ('{"card": {}}', "card.dataset"),
+        ('{"card": {"dataset": "a", "parameters": "many"}, "config": {}, "history": {}}', "card.parameters is 'many'"),
+        ('{"card": {"dataset": "a"}, "config": [], "history": {}}', r"config is \[\]"),
+        ('{"card": {"dataset": "a"}, "config": {}, "history": {"evaluations": [null]}}', "history.evaluations.0 is None"),
+        ('{"card": {"dataset": "a"}, "config": {}, "history": {"seconds": ["soon"]}}', "history.seconds.0 is 'soon'"),
+        ('{"card": {"dataset": "a"}, "config": {}, "history": {"seconds": [1]}}', "not one for each"),
+    ],
+)
 def test_damaged_records_are_named(tmp_path, content, word):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InputError, match=f"run.json.*{word}"):
