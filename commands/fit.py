@@ -32,6 +32,8 @@ REPORT_SECONDS = 8.0
 """What test accuracy, weights and report take, at most a tenth of the budget."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STUDY = "study.sqlite"
+LIMITS = "limits.json"
+"""In the folder of a run: what it was found within, for --resume."""
 
 
 @dataclasses.dataclass
@@ -59,7 +61,7 @@ class Fit:
     out: Annotated[Path | None, STATED] = None
     """Folder of the weights, the study and the report (default: runs/fit-DATASET, with -2, -3, ... where that holds a run)."""
     overwrite: bool = False
-    """Remove the run and the study in that folder first."""
+    """Replace the run in that folder once the best network is known, and its study unless --study names it."""
     resume: bool = False
     """Continue the training of the best network from the checkpoint in that folder; the search is over by then."""
     skip_unreadable: bool = False
@@ -78,52 +80,58 @@ class Fit:
         ends = began + seconds_of(self.budget)
         if self.search_only and not self.study:
             raise InputError("--search-only helps with a study: name it with --study")
+        if self.search_only and self.overwrite:
+            raise InputError("--search-only leaves no run: leave out --overwrite")
         if self.resume and (self.search_only or self.study):
             raise InputError("--resume goes on with the last training, after the search: leave out --study and --search-only")
         config = dataclasses.replace(RECIPE, seed=self.seed, device=self.device)  # raises where they are wrong
         from images import data
-        from learning.study import demand_optuna, name_of
-        from limits.assignments import default, load
+        from learning.study import demand_optuna
+        from limits.assignments import load
 
         demand_optuna()
         named = load(self.assignment) if self.assignment else None
-        rules = named or default()
         set_threads(self.threads)
         resolve_device(self.device)
         with silence(self.quiet), contextlib.ExitStack() as stack:
-            wanted = rules.dataset if named and rules.dataset and self.dataset == "auto" else self.dataset
+            wanted = named.dataset if named and named.dataset and self.dataset == "auto" else self.dataset
             name = data.resolve_auto(wanted, self.data_dir)
             folder = ROOT / "runs" / f"fit-{data.file_name(name)}"
-            inputs = [Path(self.study)] if self.study else []
-            out = (
-                folder
-                if self.search_only
-                else stack.enter_context(run_folder(folder, self.out, name, self.resume, self.overwrite, inputs))
-            )
+            out = folder
+            if not self.search_only:
+                out = stack.enter_context(run_folder(folder, self.out, name, self.resume, self.overwrite))
+            if self.resume:
+                named = limits_of(out, named)
             dataset = data.load(name, self.data_dir, 0, self.skip_unreadable)
             place = self.study or str(out / STUDY)
             try:
-                status = self._fit(dataset, rules, config, out, place, began, ends)
+                status = self._fit(dataset, named, config, out, place, began, ends)
             except KeyboardInterrupt as stop:
+                if str(stop):
+                    raise
                 if not self.search_only and (out / "checkpoint.pt").exists():
-                    raise KeyboardInterrupt(str(stop) or "the same command with --resume goes on") from None
-                raise KeyboardInterrupt(f"the same command with --study {name_of(place)} goes on with what was tried") from None
+                    raise KeyboardInterrupt("the same command with --resume goes on") from None
+                raise KeyboardInterrupt(continued(place)) from None
         if self.quiet and not self.search_only:
             print(out)
         return status
 
     def _fit(
-        self, dataset: ImageDataset, rules: Assignment, config: TrainConfig, out: Path, place: str, began: float, ends: float
+        self, dataset: ImageDataset, named: Assignment | None, config: TrainConfig, out: Path, place: str, began: float, ends: float
     ) -> int:
         from commands.trying import Candidates
         from learning.fitting import say_limits
+        from limits.assignments import default
 
-        candidates = Candidates(dataset, rules, config)
-        if self.overwrite and not self.search_only:
-            remove(out, ALL)
+        candidates = Candidates(dataset, named or default(), config)
         if self.resume:
-            return self._leave(candidates.resume(out), rules, out)
-        best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
+            return self._leave(candidates.resume(out), named, out)
+        if self.overwrite and not self.study:
+            remove(out, [STUDY])
+        try:
+            best = candidates.search(place, ends, 1 if self.search_only else SEARCH)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(continued(place)) from None  # a checkpoint in the folder is of the run to be replaced
         first = ", the default preset's, which no longest run beats by a standard error" if best.is_first else ""
         print(
             f"the best is network {best.number}{first}: {best.accuracy:.1%} on the validation images, "
@@ -132,18 +140,23 @@ class Fit:
         )
         if self.search_only:
             return 0
+        if self.overwrite:  # not before there is something to replace it with
+            remove(out, [name for name in ALL if name != STUDY])
         say_limits(dataset, candidates.val)
+        write_json(out / LIMITS, {"named": bool(named), "assignment": _dumped(named or default())})
         run = candidates.train(best.net, ends - min(REPORT_SECONDS, (ends - began) / 10), out)
-        return self._leave(run, rules, out)
+        return self._leave(run, named, out)
 
-    def _leave(self, run: Run, rules: Assignment, out: Path) -> int:
+    def _leave(self, run: Run, named: Assignment | None, out: Path) -> int:
         """Write and print all that a training leaves; returns the exit status."""
         import torch
 
         from learning.last_epochs import evaluate_last_epochs
-        from limits.constraints import exit_status, format_table
+        from limits.assignments import default
+        from limits.constraints import check, exit_status, format_table
         from results.demands import Training, of_all
 
+        rules = named or default()
         trainer, config, precision = run.trainer, run.trainer.config, torch.float32
         test_loss, test_accuracy = trainer.evaluate(trainer.dataset.test, precision)
         history, card = trainer.history, trainer.final_card(test_accuracy, precision)
@@ -158,22 +171,55 @@ class Fit:
             f"test accuracy {test_accuracy:.2%} (loss {test_loss:.3f}), validation accuracy {history.val_accuracy:.2%}, "
             f"{history.evaluations[-1].epoch:g} epochs in {history.total_seconds:.1f} s, weights in {out / 'model.safetensors'}"
         )
-        demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
-        if not self.assignment:  # what the default one demands of a training on CIFAR-10 is not asked of other images
-            from limits.constraints import check
-
+        if named:
+            demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
+        else:  # what the default one demands of a training on CIFAR-10 is not asked of other images
             demands = check(trainer.trained_model, trainer.dataset.image_size, trainer.dataset.num_channels, assignment=rules)
         print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
         print(f"\nthe preset, to paste into PRESETS in learning/presets.py, also in {out / 'preset.txt'}:\n{text}")
-        named = demands if self.assignment else None
-        write_report(out, "The network that fit found", trainer, precision, named, rules.name if named else "")
-        return exit_status(demands) if self.assignment else 0
+        shown, name = (demands, rules.name) if named else (None, "")
+        write_report(out, "The network that fit found", trainer, precision, shown, name)
+        return exit_status(demands) if named else 0
+
+
+def limits_of(out: Path, named: Assignment | None) -> Assignment | None:
+    """The assignment that the run in `out` was found for, None where it was the default one. Raises InputError where `named` has
+    other limits."""
+    from limits.assignments import parse
+
+    path = out / LIMITS
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before = parse(kept["assignment"], str(path))
+    except FileNotFoundError:  # of an earlier version
+        return named
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    if named and _limits(named) != _limits(before):
+        raise InputError(f"{out} was found within the limits of {before.name}: leave out --assignment, or pass another --out")
+    return before if kept.get("named") else None
+
+
+def _limits(assignment: Assignment) -> dict[str, Any]:
+    return assignment.model_dump(exclude={"name", "about", "preset", "dataset", "course"})
+
+
+def _dumped(assignment: Assignment) -> dict[str, Any]:
+    return assignment.model_dump(mode="json", exclude={"course"}, exclude_defaults=True)
+
+
+def continued(place: str) -> str:
+    """How a search that was interrupted goes on."""
+    from learning.study import name_of
+
+    return f"the same command with --study {name_of(place)} goes on with what was tried"
 
 
 def seconds_of(text: str) -> float:
     """The seconds in `90s`, `10m`, `2h` or `1h30m`. Raises InputError where it is none of these, below 10 s or above 30 days."""
     parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smh])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    units = "".join(unit for _, unit in parts)
+    if not parts or "".join(number + unit for number, unit in parts) != text or not re.fullmatch("h?m?s?", units):
         raise InputError(f"--budget is {text!r:.40}: write it as 90s, 10m, 2h or 1h30m")
     seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
     if not 10 <= seconds <= 30 * 24 * 3600:

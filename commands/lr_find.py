@@ -13,6 +13,7 @@ from learning.presets import get_preset
 from utils import (
     ROOT,
     STATED,
+    demand_new,
     demand_threads,
     demand_writable,
     random_states,
@@ -66,11 +67,15 @@ class LrFind:
     threads: int = 0
     """Number of threads for torch; 0 uses torch's default (one per core)."""
     out: Annotated[Path | None, STATED] = None
-    """PNG file of the plot (default: runs/lr-find/PRESET-DATASET.png)."""
+    """PNG file of the plot (default: runs/lr-find/PRESET-DATASET.png, which the next test replaces)."""
+    overwrite: bool = False
+    """Replace the file that --out names."""
 
     def run(self) -> int:
         if self.out and self.out.suffix.lower() != ".png":
             raise InputError(f"--out is {self.out}: the plot is a PNG, so the name must end in .png")
+        if self.out:
+            demand_new(self.out, self.overwrite)
         demand_threads(self.threads)
         from images import data
         from learning import own
@@ -90,7 +95,8 @@ class LrFind:
         path.parent.mkdir(parents=True, exist_ok=True)
         demand_writable(path.parent)
         dataset = data.load(name, self.data_dir, config.image_size, self.skip_unreadable)
-        config = fit_to_data(config, dataset, tuple(given) or None)  # there are no options for the other fields
+        config = dataclasses.replace(config, steps=self.steps, ema_decay=0.0)  # so that neither is fitted to the data
+        config = fit_to_data(config, dataset, tuple(given), has_options=False)
         seed_everything(self.seed)
         model = own.build(self.model, dataset) if self.model else Net(dataset.num_channels, dataset.num_classes, **preset.net)
         curve = find(model, dataset, config, test)

@@ -109,6 +109,10 @@ class Train:
             inputs = [*([self.init] if self.init else []), *map(Path, self.config.teacher)]
             if distributed.is_main():
                 out = stack.enter_context(run_folder(default, self.out, name, self.resume, self.overwrite, inputs))
+                if self.notes:
+                    from results.notes import demand_kept
+
+                    demand_kept(self.notes, out)
             status = self._train(preset, name, Path(distributed.from_main(str(out))), rules, words)
             is_main = distributed.is_main()
         if self.quiet and is_main:
@@ -296,6 +300,7 @@ def train_defaults(arguments: Sequence[str]) -> Train:
 def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, config: TrainConfig) -> None:
     """Print what the assignment demands of the network, before it is trained; what fails, or will, is said on stderr, too."""
     from limits.constraints import check, format_table
+    from results.demands import settings_that_fail
 
     found = check(model, dataset.image_size, dataset.num_channels, assignment=rules)
     if found:
@@ -305,6 +310,9 @@ def say_demands(rules: Assignment, model: nn.Module, dataset: ImageDataset, conf
         print(f"note: the network fails demands of the assignment {rules.name}: {', '.join(failed)}", file=sys.stderr)
     if rules.dataset and data_place(dataset.name) != data_place(rules.dataset):
         print(f"note: the assignment {rules.name} demands the data set {rules.dataset}, not {dataset.name}", file=sys.stderr)
+    if failing := settings_that_fail(rules, dataset, config):
+        wrong = ", ".join(f"{one.name} {one.value} (demanded: {one.limit})" for one in failing)
+        print(f"note: the settings fail demands of the assignment {rules.name}: {wrong}", file=sys.stderr)
     if rules.last_epochs and not config.steps and config.epochs < rules.last_epochs:
         print(
             f"note: the training lasts {config.epochs:g} epochs, but the assignment {rules.name} judges {rules.last_epochs}",

@@ -64,7 +64,7 @@ class Clock(Observer):
 
     @property
     def step_seconds(self) -> float:
-        """Mean seconds of a step; the first ones, which prepare what all use, do not count."""
+        """Mean seconds of two or more steps; the first ones, which prepare what all use, do not count."""
         first = min(2, len(self.times) - 2)
         return (self.times[-1] - self.times[first]) / (len(self.times) - 1 - first)
 
@@ -117,13 +117,14 @@ class Candidates:
         The length of the runs follows from that time, but in a study that is continued. Raises InputError as `open_study` does, and
         where no network within the limits is found.
         """
-        began = time.monotonic()
+        began, whole = time.monotonic(), ends
         ends = began + share * (ends - began)
         data = {"classes": list(self.whole.classes), "images": len(self.whole.train.labels), "size": list(self.whole.image_size)}
         limits = self.rules.model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
         study = open_study(place, {"data": data, "limits": limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
         if there := len(results(study)):
-            print(f"note: going on with a study in which {there} networks have been tried", file=sys.stderr)
+            tried = f"{there} networks have" if there > 1 else "one network has"
+            print(f"note: going on with a study in which {tried} been tried", file=sys.stderr)
         unit, refused, reasons = study.user_attrs["unit"], 0, ""
         layout = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
         with told(place), tqdm(total=max(0.0, ends - time.monotonic()), bar_format=layout, disable=None, leave=False) as self.bar:
@@ -135,9 +136,9 @@ class Candidates:
                     give_back(study, trial)
                     raise
                 refused += bool(reasons)
-                if refused == PATIENCE and not results(study):
+                if (refused == PATIENCE or reasons and time.monotonic() > whole) and not results(study):
                     raise InputError(
-                        f"none of {PATIENCE} networks satisfies the assignment {self.rules.name}; the last one: {reasons}"
+                        f"none of {refused} networks satisfies the assignment {self.rules.name}; the last one: {reasons}"
                     )
         found = self.best(study)
         assert found
@@ -164,7 +165,7 @@ class Candidates:
             evaluations, step_seconds = max(1, min(EVALUATIONS, int(left / 10 / one) if one else EVALUATIONS)), probe.step_seconds
         left -= (evaluations + 2) * one  # two more choose the weights
         if self.rules.seconds:
-            left = min(left, MARGIN * self.rules.seconds)
+            left = min(left, MARGIN * self.rules.seconds - evaluations * one - probe.rest_seconds)
         steps = self._capped(left / step_seconds)
         print(f"training it for {steps:,} steps ({steps / self.steps_per_epoch:.3g} epochs)", flush=True)
         return self._run(net, steps, self.whole, out, max(1, steps // evaluations) if evaluations else self.steps_per_epoch)
@@ -280,8 +281,9 @@ class Candidates:
         began = time.monotonic()
         trainer = Trainer(model, dataset, config, out, card=card, observer=observer, progress=bar)
         trainer.fit(is_resumed)
-        pace = clock.step_seconds if clock.times else 0.0
-        return Run(trainer, pace, max(0.0, time.monotonic() - began - pace * len(clock.times)))
+        took = time.monotonic() - began
+        pace = clock.step_seconds if len(clock.times) > 1 else took  # of a single step, no more is known
+        return Run(trainer, pace, max(0.0, took - pace * len(clock.times)))
 
 
 def demanded(config: TrainConfig, rules: Assignment) -> TrainConfig:

@@ -70,6 +70,8 @@ def fit(
         raise InputError(f"unknown setting {', '.join(sorted(unknown))}: fit takes the fields of TrainConfig")
     if test is not None and len(test) != 2:
         raise InputError("test must be a pair: images and labels")
+    if not isinstance(init, str | Path | None):
+        raise InputError("init must be the path of trained weights, which save and train write, or efficientnet_lite0")
     if init is not None and isinstance(model, nn.Module):
         raise InputError("init names weights for the network that they are of, or for a FILE.py:CLASS: leave out the module")
     if settings.get("freeze") and init is None:

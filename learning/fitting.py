@@ -64,11 +64,13 @@ def demand_consistent(config: TrainConfig, given: Collection[str], dataset_name:
         raise InputError(f"image_size is for folder:PATH alone: the images of {dataset_name} keep their size")
 
 
-def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[str] | None = None) -> TrainConfig:
+def fit_to_data(
+    config: TrainConfig, dataset: ImageDataset, given: Collection[str] | None = None, has_options: bool = True
+) -> TrainConfig:
     """`config` with the numbers that are too large for `dataset` made smaller, and no mirroring of what must not be mirrored.
 
-    Fields whose names are `given` were set by the user and stay; None: there are no options to set them. What was chosen is said in
-    one line on stderr. Data of the size of CIFAR-10 change nothing.
+    Fields whose names are `given` were set by the user and stay; None, or not `has_options`: there are no options to set the
+    others. What was chosen is said in one line on stderr. Data of the size of CIFAR-10 change nothing.
 
     Raises InputError, before anything is said, where what the user set does not fit the data.
     """
@@ -104,7 +106,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, given: Collection[st
         fitted = replace(fitted, epochs=choose("epochs", math.ceil(MIN_STEPS / steps_per_epoch)))
     steps = budget_of(fitted, steps_per_epoch)
     fitted = replace(fitted, ema_decay=choose("ema_decay", min(config.ema_decay, max(0.0, 1 - AVERAGED_SHARE / steps))))
-    _say(config, fitted, dataset, steps, given is not None)
+    _say(config, fitted, dataset, steps, given is not None and has_options)
     return fitted
 
 

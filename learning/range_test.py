@@ -91,10 +91,17 @@ class RangeTest(Observer):
 
     def curve(self) -> Curve:
         """What was found. Raises InputError where the losses suggest nothing."""
+        if not self.losses:
+            raise InputError("the loss of the first batch is not finite, before anything is learned: no learning rate helps")
         if len(self.losses) < MIN_STEPS:
             raise InputError(
                 f"the loss diverges within {len(self.losses)} steps, at a learning rate of {self.schedule(len(self.losses)):.2g}: "
                 "start the range test at a lower one (--lowest), or take more steps (--steps)"
+            )
+        if self._untrained() > DIVERGED * self.losses[0]:
+            raise InputError(
+                f"the loss rises from the first step on, at a learning rate of {self.lowest:.2g}: start the range test at a lower "
+                "one (--lowest)"
             )
         losses = np.array(self.losses)
         rates = np.array([self.schedule(step) for step in range(len(losses))])
@@ -107,14 +114,15 @@ class RangeTest(Observer):
             )
         above = int(np.flatnonzero(smoothed <= untrained)[-1]) + 1
         diverged = above < len(rates) or self.became_infinite
+        divergence = float(f"{self.schedule(above):.2g}") if diverged else None
+        if divergence and divergence / 10 < self.lowest:
+            raise InputError(
+                f"the loss is above the untrained network's from {divergence:.2g} on, less than ten times the lowest rate: start "
+                "the range test at a lower one (--lowest)"
+            )
         slopes = np.gradient(smoothed, np.log(rates))[: lowest + 1]
-        return Curve(
-            rates,
-            losses,
-            smoothed,
-            steepest=float(f"{rates[slopes.argmin()]:.2g}"),
-            divergence=float(f"{self.schedule(above):.2g}") if diverged else None,
-        )
+        steepest = float(f"{rates[slopes.argmin()]:.2g}")
+        return Curve(rates, losses, smoothed, steepest, divergence)
 
     def _untrained(self) -> float:
         return float(np.mean(self.losses[:BEGINNING]))

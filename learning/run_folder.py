@@ -19,7 +19,8 @@ PAGES = (*REPORT, "comparison.html", "validation-accuracy.png")
 """What shows a run, of its weights at the time."""
 RUN = ("checkpoint.pt", "run.json", "model.safetensors", "report.html")
 """Any of these makes a folder a run's."""
-ALL = (*RUN, *PAGES, "model.json", "log.csv", "last-epochs.pt", "tensorboard", "lr-find.png", "study.sqlite", "preset.txt")
+OF_FIT = ("study.sqlite", "limits.json", "preset.txt")
+ALL = (*RUN, *PAGES, "model.json", "log.csv", "last-epochs.pt", "tensorboard", "lr-find.png", *OF_FIT)
 EXPORTED = (".onnx", ".pt2")
 """Endings of files that `export` makes of weights: the user's, never removed."""
 

@@ -96,7 +96,7 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
     else:
         differ = [what for what in about if kept["about"].get(what) != about[what]]
         if differ:
-            raise InputError(f"the study {name} is about another {' and '.join(differ)}: pass another --study")
+            raise InputError(f"the study {name} is about other {' and '.join(differ)}: pass another --study")
     return study
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import os
 import re
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from utils import ROOT, demand_regular_file
 FOLDER = ROOT / "assignments"
 DEFAULT = "c1c2c3c4o"
 MAX_BYTES = 100_000  # of a file
+LONGEST_NAME = 255  # of a file, in bytes, on any system
 MAX_CHANNELS, MAX_CLASSES = 1_000, 100_000  # of what a network can be built for here: more is a slip
 
 Above0 = Annotated[float, Field(gt=0)]
@@ -33,7 +35,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...
 
 def _known(kind: str) -> str:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, 1, 0.5)
+        near = difflib.get_close_matches(kind.lower(), KINDS, 1, 0.5)
         raise ValueError(f"unknown kind '{kind}': " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(KINDS)}"))
     return kind
 
@@ -43,6 +45,8 @@ def _as_tuple(kinds: Any) -> Any:
 
 
 def _as_float32(size: Any) -> Any:
+    if size == {}:
+        raise ValueError("name float32, int8 or both")
     return {"float32": size} if isinstance(size, int | float) else size
 
 
@@ -254,7 +258,8 @@ class Assignment(Demands):
             if set(kinds) <= set(self.forbid):
                 raise ValueError(f"bonus.require names {kinds[0]}, which forbid names too")
             if count <= required[kinds]:
-                raise ValueError(f"bonus.require names {' or '.join(kinds)} {count} times, but require does so anyway")
+                times = f" {count} times" if count > 1 else ""
+                raise ValueError(f"bonus.require names {' or '.join(kinds)}{times}, but require does so anyway")
         both = set(bonus.forbid) & {kinds[0] for kinds in required if len(kinds) == 1}
         if both:
             raise ValueError(f"bonus.forbid names {min(both)}, which require names too")
@@ -277,9 +282,11 @@ def load(name: str) -> Assignment:
     Raises InputError, in one line, where there is none, or where it is wrong.
     """
     path = Path(name)
+    if not name.isprintable() or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise InputError(f"{name!r:.80} is no name of an assignment or of a file")
     if name in names():
         path = FOLDER / f"{name}.toml"
-    elif path.suffix != ".toml" and len(path.parts) == 1 and not path.is_file():
+    elif path.suffix != ".toml" and len(path.parts) == 1 and not os.path.isfile(path):
         near = difflib.get_close_matches(name, names(), 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(f"unknown assignment '{name}'{meant}: choose from {', '.join(names())}, or name a file of TOML")

@@ -141,10 +141,12 @@ class Report:
             raise InputError("no run given: pass one or more folders written by train, such as runs/baseline-cifar10")
         from results import comparison
 
+        out = self.out or (self.runs[0] if len(self.runs) == 1 else ROOT / "runs" / "comparison")
         words = []
         if self.notes:
             from results import notes
 
+            notes.demand_kept(self.notes, out)
             words = notes.read(self.notes)
         runs = comparison.load_runs(self.runs)
         if wants_page and not runs[0].is_finished:
@@ -153,7 +155,6 @@ class Report:
             from limits.assignments import load
 
             comparison.judge(runs, load(self.assignment), self.model)
-        out = self.out or (self.runs[0] if len(runs) == 1 else ROOT / "runs" / "comparison")
         page = comparison.write(runs, out, self.assignment)
         print(comparison.format_table(runs))
         if self.assignment:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from learning.history import EPSILON
+from learning.history import EPSILON, History
 from learning.run_folder import data_place
 from limits.assignments import Assignment
 from limits.constraints import Constraint, check
@@ -15,7 +15,12 @@ from transform import HOLE_FRACTION, MAX_HOLE_FRACTION
 if TYPE_CHECKING:
     from torch import nn
 
-    from learning.history import Evaluation, History
+    from config import TrainConfig
+    from images.data import ImageDataset
+    from learning.history import Evaluation
+
+BATCH_SIZE, PEAK, AUGMENTATION = "batch size", "peak of OneCycle", "augmentation"
+"""What these demands are called."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ def of_training(assignment: Assignment, training: Training | None = None) -> lis
     return list(_all(assignment, training))
 
 
+def settings_that_fail(assignment: Assignment, dataset: ImageDataset, config: TrainConfig) -> list[Constraint]:
+    """The demands on a training that its settings alone break: batch size, peak of OneCycle, augmentation."""
+    card = {"dataset": dataset.name, "image_size": list(dataset.image_size)}
+    known = [BATCH_SIZE, *([] if config.steps else [PEAK]), AUGMENTATION]  # the peak of so many steps shows in the history
+    found = of_training(assignment, Training(card, asdict(config), History()))
+    return [one for one in found if one.passed is False and one.name.startswith(tuple(known))]
+
+
 def _all(assignment: Assignment, training: Training | None) -> Iterator[Constraint]:
     nothing = "unknown, because no training is at hand"
     config: dict[str, Any] = training.config if training else {}
@@ -78,15 +91,15 @@ def _all(assignment: Assignment, training: Training | None) -> Iterator[Constrai
         yield demand("seconds", f"<= {assignment.seconds:g}", f"{seconds:.1f}", seconds <= assignment.seconds)
     if assignment.batch_size:
         size = config.get("batch_size")
-        yield demand("batch size", f"{assignment.batch_size}", f"{size}", size == assignment.batch_size)
+        yield demand(BATCH_SIZE, f"{assignment.batch_size}", f"{size}", size == assignment.batch_size)
     if assignment.peak_epoch:
         peak = _peak(training) if training else 0.0
         passed = abs(peak - assignment.peak_epoch) < 0.1
-        yield demand("peak of OneCycle", f"at epoch {assignment.peak_epoch:g}", f"at epoch {peak:.3g}", passed)
+        yield demand(PEAK, f"at epoch {assignment.peak_epoch:g}", f"at epoch {peak:.3g}", passed)
     wanted = assignment.augmentation
     for name, is_wanted, part in (
-        ("augmentation: flip", wanted.flip, "flip"),
-        ("augmentation: shift, scale, rotate", wanted.shift_scale_rotate, "shift_scale_rotate"),
+        (f"{AUGMENTATION}: flip", wanted.flip, "flip"),
+        (f"{AUGMENTATION}: shift, scale, rotate", wanted.shift_scale_rotate, "shift_scale_rotate"),
     ):
         if is_wanted:
             is_done = bool(config.get("augment") and config.get(part))
@@ -95,7 +108,7 @@ def _all(assignment: Assignment, training: Training | None) -> Iterator[Constrai
         side = _hole(training) if training else 0
         limit = f"one hole of {wanted.hole}x{wanted.hole}, filled with the mean"
         value = f"one of {side}x{side}, filled with the mean" if side else "none"
-        yield demand("augmentation: coarse dropout", limit, value, side == wanted.hole)
+        yield demand(f"{AUGMENTATION}: coarse dropout", limit, value, side == wanted.hole)
 
 
 def _last_epochs(training: Training | None, count: int, target: float) -> tuple[str, bool | None]:

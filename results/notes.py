@@ -43,6 +43,12 @@ class Placed:
     """The others, which come after them."""
 
 
+def demand_kept(path: Path, folder: Path) -> None:
+    """Raise InputError where the report of a run in `folder` would replace the notes."""
+    if path.resolve() == (folder / "report.md").resolve():
+        raise InputError(f"{path} is where the report goes: save your notes under another name, such as notes.md")
+
+
 def read(path: Path) -> list[Section]:
     """The sections of a file of Markdown, in their order.
 

@@ -219,6 +219,7 @@ def test_a_module_of_the_users_own(colours, tmp_path, capsys):
         ({"freeze": True}, "on random features: name trained weights with init"),
         ({"init": "none.safetensors"}, "none.safetensors: No such file"),
         ({"init": "none.safetensors", "model": Tiny(3)}, "leave out the module"),
+        ({"init": Tiny(3)}, "init must be the path of trained weights"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(colours, change, words):

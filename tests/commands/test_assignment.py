@@ -129,10 +129,13 @@ def test_train_and_report(tmp_path: Path, shapes_npz: Path) -> None:
     assert run_main("report", out).returncode == 0
     assert "What the assignment demands" not in (out / "comparison.html").read_text()
 
-    rules.write_text("max_epochs = 0.1")
+    rules.write_text("max_epochs = 0.1\nbatch_size = 48\npeak_epoch = 0.1\naugmentation.hole = 9")
     again = run_main("train", "--assignment", rules, "--preset", "mnist-8k", *options, "--epochs", 0.2, "--overwrite")
     assert again.returncode == 1
     assert "note: the training lasts 0.2 epochs, but the assignment mine allows 0.1" in again.stderr
+    (note,) = (line for line in again.stderr.splitlines() if "the settings fail demands of the assignment mine" in line)
+    assert re.search(r": batch size \d+ \(demanded: 48\), augmentation: coarse dropout none \(demanded: one hole of 9x9,", note)
+    assert "peak" not in note  # within a tenth of an epoch, it is there
 
     rules.write_text("max_parameters = 1_000_000\ntarget_accuracy = 0.02")
     assert run_main("report", out, "--assignment", rules).returncode == 0

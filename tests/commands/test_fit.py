@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from commands.fit import RECIPE, preset_text, seconds_of
+from commands.fit import LIMITS as KEPT_LIMITS
+from commands.fit import RECIPE, limits_of, preset_text, seconds_of
 from commands.trying import Candidates, Run, demanded
 from config import InputError, TrainConfig
 from conftest import ROOT, assert_refused, run_main
@@ -25,11 +26,12 @@ from learning import checkpoint
 from learning.presets import PRESETS, Preset
 from learning.study import open_study, results
 from learning.weights import load_weights
-from limits.assignments import read
+from limits.assignments import parse, read
 from limits.constraints import check
 from model import Net
 from processes import Process, wait_for
 from training import Trainer
+from utils import write_json
 
 optuna = pytest.importorskip("optuna", reason="requirements-fit.txt is not installed")
 
@@ -89,7 +91,7 @@ class Planned(Candidates):
     ("limits", "seconds", "steps"),
     [
         ("", 300, (285 - 10 - (13 + 2) * 2) / 0.1),  # a tenth of it for evaluations, the choice of the weights, 100 test images
-        ("seconds = 30", 1000, 0.95 * 30 / 0.1),
+        ("seconds = 100", 1000, (95 - 20 * 2 - 4) / 0.1),  # twenty evaluations and the rest of a training count, too
         ("max_epochs = 20", 1000, 20 * 11),  # of 11 batches of 16
         ("", 10, 10),
         ("", 100_000, 300 * 11),
@@ -272,7 +274,7 @@ def test_budgets(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["10", "ten", "5s", "-10m", "10 m", "1e9h", "10m!", "m", "99999h", "９０s"])
+@pytest.mark.parametrize("text", ["10", "ten", "5s", "-10m", "10 m", "1e9h", "10m!", "m", "99999h", "９０s", "10m10m", "30s1m"])
 def test_wrong_budgets(text: str) -> None:
     with pytest.raises(InputError, match="--budget"):
         seconds_of(text)
@@ -285,6 +287,7 @@ def test_wrong_budgets(text: str) -> None:
         (("--assignment", "mnist-9k"), "mnist-8k"),
         (("--dataset", "npz:none.npz"), "none.npz"),
         (("--search-only",), "name it with --study"),
+        (("--search-only", "--study", "s.sqlite", "--overwrite"), "leave out --overwrite"),
         (("--study", "redis://host"), "no other kind of address"),
         (("--device", "tpu"), "unknown device"),
         (("--seed", "-1"), "seed"),
@@ -300,6 +303,46 @@ def test_limits_that_no_network_satisfies(task, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "tiny.toml").write_text("max_parameters = 50")
     result = run_main("fit", *task, "--assignment", tmp_path / "tiny.toml", "--out", tmp_path / "run")
     assert_refused(result, "none of 3 networks satisfies the assignment tiny", "parameters", "< 50")
+
+
+def test_when_its_time_is_up_it_looks_for_no_more_networks(task, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text("max_parameters = 50")
+    candidates = Candidates(load(str(task[1]), tmp_path), read(tmp_path / "tiny.toml"), RECIPE)
+    with pytest.raises(InputError, match="none of 1 networks satisfies"):
+        candidates.search(str(tmp_path / "study.sqlite"), time.monotonic() - 1, 0.5)
+
+
+def test_a_run_is_kept_until_there_is_another_to_replace_it(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.trying.PATIENCE", 1)
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("model.safetensors", "run.json", "report.html"):
+        (out / name).write_text("earlier")
+    (tmp_path / "tiny.toml").write_text("max_parameters = 50")
+    result = run_main("fit", *task, "--assignment", tmp_path / "tiny.toml", "--out", out, "--overwrite")
+    assert_refused(result, "none of 1 networks")
+    assert all((out / name).read_text() == "earlier" for name in ("model.safetensors", "run.json", "report.html"))
+
+
+def test_a_training_of_one_step_takes_time(task, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text("max_epochs = 0.1\nmax_parameters = 6_000")
+    candidates = Candidates(load(str(task[1]), tmp_path), read(tmp_path / "short.toml"), RECIPE)
+    net = {**PRESETS["baseline"].net, "widths": (8, 8, 8, 8)}
+    run = candidates.train_shortly(net, 0.5)
+    assert run.trainer.step == 1 and run.step_seconds > 0
+    assert candidates.train_shortly(net, 1.5, run).trainer.step == 1
+
+
+def test_a_run_keeps_its_limits(tmp_path: Path) -> None:
+    small, other = (parse({"name": name, "max_parameters": most}, name) for name, most in (("small", 6_000), ("other", 5_000)))
+    write_json(tmp_path / KEPT_LIMITS, {"named": True, "assignment": small.model_dump(mode="json", exclude_defaults=True)})
+    assert limits_of(tmp_path, None) == limits_of(tmp_path, small) == small
+    with pytest.raises(InputError, match="within the limits of small: leave out --assignment"):
+        limits_of(tmp_path, other)
+    for text in ("{", "[]", "{}", '{"named": true, "assignment": 3}'):
+        (tmp_path / KEPT_LIMITS).write_text(text)
+        with pytest.raises(InputError, match=KEPT_LIMITS):
+            limits_of(tmp_path, None)
 
 
 def test_without_optuna(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

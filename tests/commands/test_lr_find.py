@@ -128,6 +128,9 @@ def test_command_writes_the_plot_and_says_what_it_suggests(shapes_npz, tmp_path)
     lines = result.stdout.splitlines()
     assert lines[0].startswith("loss ") and lines[1].startswith("suggestion: --max-lr ") and lines[2] == f"plot in {plot}"
     assert Image.open(plot).format == "PNG"
+    before = plot.read_bytes()
+    assert_refused(run_main("lr-find", "--dataset", f"npz:{shapes_npz}", "--out", plot), "pass --overwrite to replace it")
+    assert plot.read_bytes() == before
 
 
 @pytest.mark.parametrize(

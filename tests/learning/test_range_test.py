@@ -63,6 +63,8 @@ def test_one_bad_batch_does_not_end_it():
     [
         (lambda rate: 2.3 + 0.01 * math.log10(rate), "falls at no learning rate"),  # it only ever rises
         (lambda rate: 2.3 if rate < 5e-5 else 9.0, "start the range test at a lower one"),
+        (lambda rate: 2.3 if rate == 1e-5 else 700 / (1 + rate * 1e6), "the loss rises from the first step on"),
+        (lambda rate: 2.3 - 0.1 * (2e-5 < rate < 6e-5) + 0.05 * (rate > 6e-5), "less than ten times the lowest rate"),
     ],
 )
 def test_losses_that_suggest_nothing(loss, words):

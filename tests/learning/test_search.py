@@ -135,7 +135,7 @@ def test_a_study_is_about_one_thing(place: str) -> None:
     open_study(place, ABOUT, 2.0)
     again = open_study(place, ABOUT, 7.0)
     assert again.user_attrs["unit"] == 2.0
-    with pytest.raises(InputError, match="is about another limits: pass another --study"):
+    with pytest.raises(InputError, match="is about other limits: pass another --study"):
         open_study(place, {**ABOUT, "limits": {"max_parameters": 6}}, 2.0)
 
 

@@ -98,6 +98,8 @@ EVENING = datetime.datetime(2026, 12, 1, 18, tzinfo=datetime.timezone(datetime.t
         ({"require": ["separables"]}, ["unknown kind 'separables'", "did you mean separable?"]),
         ({"require": [["gap", "gap"]]}, ["require names gap twice in one list of alternatives"]),
         ({"forbid": ["max_pol"]}, ["unknown kind 'max_pol'", "did you mean max_pool?"]),
+        ({"require": ["GAPS"]}, ["unknown kind 'GAPS'", "did you mean gap?"]),
+        ({"max_size_kb": {}}, ["max_size_kb", "name float32, int8 or both"]),
         ({"max_parameters": 0}, ["max_parameters is 0", "greater than 0"]),
         ({"max_parameters": "200_000"}, ["max_parameters is '200_000'"]),
         ({"max_parameters": True}, ["max_parameters is True"]),
@@ -195,6 +197,13 @@ def test_the_examples_of_the_pages_are_taken(tmp_path: Path, page: str) -> None:
     assert len(examples) == 1
     (tmp_path / "mine.toml").write_text(examples[0])
     assert load(str(tmp_path / "mine.toml")).num_constraints > 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 400, "x" * 5000, "folder/" + "x" * 400 + ".toml", "\x1b[2J.toml"])
+def test_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(InputError, match="is no name of an assignment or of a file") as refused:
+        load(name)
+    assert str(refused.value).isprintable()
 
 
 def test_names_and_places(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from config import InputError
+from conftest import assert_refused, run_main
 from results import notes
 
 TEXT = """\
@@ -44,6 +45,18 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "notes.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_the_report_does_not_replace_the_notes(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report.md").write_text("my own words")
+    (tmp_path / "link.md").symlink_to(run / "report.md")
+    for path in (run / "report.md", tmp_path / "link.md", run / ".." / "run" / "report.md"):
+        assert_refused(run_main("report", run, "--notes", path), "save your notes under another name")
+    out = ("--dataset", "shapes", "--steps", 1, "--data-dir", tmp_path, "--out", run)
+    assert_refused(run_main("train", *out, "--notes", run / "report.md"), "save your notes under another name")
+    assert (run / "report.md").read_text() == "my own words"
 
 
 def test_words_are_split_by_heading(tmp_path):

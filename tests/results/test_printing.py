@@ -37,6 +37,7 @@ NOTES = "\n\n".join(
     ["Summary. " + "Some words about it. " * 30]
     + [f"## {title}\n\n{'Some words about it. ' * 12}" for title in ("Goal", "Learning curves", "Layers", "Conclusion")]
     + ["| a wide | table |\n|---|---|\n" + "| with cells | of several words each |\n" * 4]
+    + ["|" + "column|" * 40 + "\n|" + "---|" * 40 + "\n" + ("|" + "12.34|" * 40 + "\n") * 3]
 )
 
 
