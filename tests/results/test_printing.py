@@ -143,6 +143,11 @@ def test_every_template_is_among_the_pages():
     assert "@media print" in (ROOT / "course" / "web" / "site.css").read_text()  # of all pages of the course's website
 
 
+def letters(text: str) -> str:
+    """Without white space, and without hyphens: at the end of a line, PDFium gives one as another character."""
+    return re.sub(r"[\s\x02\ufffe-]", "", text)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_printed_page_is_whole(browser, pages, name):
     page = browser.new_page(color_scheme="dark")
@@ -155,9 +160,9 @@ def test_a_printed_page_is_whole(browser, pages, name):
         words = page.evaluate(
             "[...document.querySelectorAll('th, td, h1')].filter(one => one.offsetParent).map(one => one.innerText)"
         )
-        text = re.sub(r"\s", "", "".join(sheets))
+        text = letters("".join(sheets))
         assert len(words) > 20
-        assert [word for word in words if re.sub(r"\s", "", word) not in text] == []
+        assert [word for word in words if letters(word) not in text] == []
     # As wide as the printer lays it out, nothing reaches over the edge and nothing is scrolled away.
     width, height = (side - 2 * MARGIN for side in sorted(A4, reverse=printed[0].get_width() > printed[0].get_height()))
     page.set_viewport_size({"width": round(width / 25.4 * 96), "height": round(height / 25.4 * 96)})
