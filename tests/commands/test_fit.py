@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -195,14 +196,23 @@ def test_a_second_fit_goes_on_with_the_study(fitted, task, tmp_path: Path) -> No
     before = len(results(study_at(study)))
     result = run_main("fit", *task, "--budget", "10s", "--search-only", "--study", study)
     assert result.returncode == 0, result.stderr
-    assert f"in which {before} networks have been tried" in result.stderr
+    tried = f"{before} networks have" if before > 1 else "one network has"
+    assert f"in which {tried} been tried" in result.stderr
     assert len(results(study_at(study))) > before
     other = tmp_path / "other.toml"
     other.write_text("max_parameters = 7_000")
     wrong = (*task[:3], other)
-    assert_refused(run_main("fit", *wrong, "--study", study, "--out", tmp_path / "run"), "another limits", "--study")
+    assert_refused(run_main("fit", *wrong, "--study", study, "--out", tmp_path / "run"), "about other limits", "--study")
     assert not (tmp_path / "run").exists()
-    assert_refused(run_main("fit", *task, "--study", study, "--out", out, "--overwrite"), "lies in the folder whose run")
+    # The study of the run that is replaced may go on, too.
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    options = ("--budget", "10s", "--study", again / "study.sqlite", "--out", again)
+    assert_refused(run_main("fit", *task, *options), "holds a run")
+    tried, record = len(results(study_at(again / "study.sqlite"))), (again / "run.json").read_bytes()
+    result = run_main("fit", *task, *options, "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert len(results(study_at(again / "study.sqlite"))) >= tried and (again / "run.json").read_bytes() != record
 
 
 def start(task: tuple[object, ...], study: object, *more: object) -> Process:
