@@ -169,6 +169,8 @@ class Trainer:
                 if distributed.any_interrupted(interrupted()):
                     self._stop()
                 waits_since = time.perf_counter()
+            if not self.checkpoint_path and distributed.any_interrupted(interrupted()):
+                self._stop()  # in the last step: one of many short trainings would be over, and the next would begin
         self.history.images_seen = self.step * self.config.batch_size
         if self.config.early_exit_accuracy is None:  # else the test split has already been shown what is kept
             self._choose_weights()

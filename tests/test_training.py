@@ -64,6 +64,24 @@ def test_learns_with_augmentation_and_averaging(dataset):
     assert history.evaluations[-1].val_accuracy > 0.16
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_ctrl_c_in_the_last_step_counts_too(dataset, monkeypatch, step):
+    """Else the search of fit, which is many short trainings, would go on with the next one."""
+    trainer = make_trainer(dataset, replace(SMALL, steps=3))
+    train_step = trainer._train_step
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(*batch):
+        train_step(*batch)
+        if trainer.step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 3"):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_cutmix_puts_a_rectangle_of_another_image_and_its_share_of_the_label(dataset):
     trainer = make_trainer(dataset, replace(SMALL, steps=3, cutmix=1.0))
     mixed, loss = [], trainer._loss
