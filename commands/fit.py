@@ -143,7 +143,7 @@ class Fit:
         if self.overwrite:  # not before there is something to replace it with
             remove(out, [name for name in ALL if name != STUDY])
         say_limits(dataset, candidates.val)
-        write_json(out / LIMITS, {"named": bool(named), "assignment": _dumped(named or default())})
+        write_json(out / LIMITS, {"named": bool(named), "assignment": (named or default()).without_course})
         run = candidates.train(best.net, ends - min(REPORT_SECONDS, (ends - began) / 10), out)
         return self._leave(run, named, out)
 
@@ -195,17 +195,9 @@ def limits_of(out: Path, named: Assignment | None) -> Assignment | None:
         return named
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    if named and _limits(named) != _limits(before):
+    if named and named.limits != before.limits:
         raise InputError(f"{out} was found within the limits of {before.name}: leave out --assignment, or pass another --out")
     return before if kept.get("named") else None
-
-
-def _limits(assignment: Assignment) -> dict[str, Any]:
-    return assignment.model_dump(exclude={"name", "about", "preset", "dataset", "course"})
-
-
-def _dumped(assignment: Assignment) -> dict[str, Any]:
-    return assignment.model_dump(mode="json", exclude={"course"}, exclude_defaults=True)
 
 
 def continued(place: str) -> str:

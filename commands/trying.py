@@ -120,8 +120,7 @@ class Candidates:
         began, whole = time.monotonic(), ends
         ends = began + share * (ends - began)
         data = {"classes": list(self.whole.classes), "images": len(self.whole.train.labels), "size": list(self.whole.image_size)}
-        limits = self.rules.model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
-        study = open_study(place, {"data": data, "limits": limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
+        study = open_study(place, {"data": data, "limits": self.rules.limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
         if there := len(results(study)):
             tried = f"{there} networks have" if there > 1 else "one network has"
             print(f"note: going on with a study in which {tried} been tried", file=sys.stderr)

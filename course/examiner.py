@@ -171,7 +171,7 @@ class Exam:
             "image_size": dataset.image_size,
             "network": [dataset.num_channels, dataset.num_classes],
             "cifar10": self.cifar10 and str(self.cifar10.parent),
-            "assignment": self.assignment.model_dump(mode="json", exclude={"course"}, exclude_defaults=True),
+            "assignment": self.assignment.without_course,
             "limits": self.limits.of_kernel(2 * self.timeout, sandbox.user is not None),
         }
         return [sys.executable, "-B", "-u", str(INSIDE), json.dumps(task)]  # -u: what it printed is seen though it is killed

@@ -208,6 +208,16 @@ class Assignment(Demands):
         return sum(map(bool, of_one)) + (self.min_receptive_field is not None) + len({*self.require}) + len({*self.forbid})
 
     @property
+    def limits(self) -> dict[str, Any]:
+        """What it demands, as JSON: two assignments of the same limits are equal here, whatever they are called."""
+        return self.model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
+
+    @property
+    def without_course(self) -> dict[str, Any]:
+        """All that `parse` needs to make it anew, but for how a course runs it; as JSON."""
+        return self.model_dump(mode="json", exclude={"course"}, exclude_defaults=True)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images that the network is checked with."""
         return self.image_size, self.image_size

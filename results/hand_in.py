@@ -107,7 +107,7 @@ def page_of_run(
         dataset=dataset,
         model=network.model,
         logits=network.logits(dataset.test.images, resolve_precision(card.get("precision", "fp32"), network.device)),
-        card={name: value for name, value in card.items() if name not in ("command", "hardware", "versions")},
+        card=card,
         config=config,
         fields=run.config,
         environment={**card.get("hardware", {}), **card.get("versions", {})},

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # two dozen submissions, each with some seconds o
 
 SEED = 710_000 + os.getpid()  # by which the processes are found
 
-# name -> (where, code, words that the reason must contain)
+# name -> (where, code, words that the reason must contain; of words in a tuple, one)
 HOSTILE = {
     "loop_in_forward": ("forward", "while True: pass", ["not above 55% within 3 s: no epoch was finished"]),
     "loop_in_init": ("init", "while True: pass", ["still building its Model after 3 s"]),
@@ -28,12 +28,13 @@ while True:
     except OSError:
         pass
 """,
-        ["importing it"],  # too many processes; on a busy machine, time may be up before they are counted
+        # On a busy machine, time may be up before they are counted.
+        [("processes at once while importing it; 64 are allowed", "it was still importing it after 3 s")],
     ),
     "many_processes": (
         "module",
         """
-for _ in range(100):
+for _ in range(70):
     if not os.fork():
         time.sleep(60)
 time.sleep(60)
@@ -180,7 +181,7 @@ def test_hostile(graded, name):
     entry = entries[name]
     assert (entry.state, entry.score) == ("failed", None)
     for word in HOSTILE[name][2]:
-        assert word in entry.reason
+        assert any(one in entry.reason for one in ((word,) if isinstance(word, str) else word))
     assert f"#{entry.id} failed: {entry.reason}" in output
 
 
