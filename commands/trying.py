@@ -134,7 +134,9 @@ class Candidates:
                 except BaseException:
                     give_back(study, trial)
                     raise
-                refused += bool(reasons)
+                if reasons:
+                    refused += 1
+                    self._write(f"network {trial.number} is left out: {reasons}")
                 if (refused == PATIENCE or reasons and time.monotonic() > whole) and not results(study):
                     raise InputError(
                         f"none of {refused} networks satisfies the assignment {self.rules.name}; the last one: {reasons}"
@@ -229,6 +231,11 @@ class Candidates:
         )
         if self.bar is not None:
             self.bar.set_postfix_str(f"best: {leader.accuracy:.1%}", refresh=False)
+        self._write(line)
+
+    def _write(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self.bar is not None:
             self.bar.write(line)
             sys.stdout.flush()
 

@@ -50,7 +50,10 @@ class Curve:
     def reason(self) -> str:
         """Why that, as the rest of a sentence."""
         if self.divergence is None:
-            return f"where the loss falls fastest, because it does not diverge up to {self.rates[-1]:.2g}"
+            return (
+                f"where the loss falls fastest, because it does not diverge up to {self.rates[-1]:.2g}; in all, it falls from "
+                f"{self.smoothed[0]:.2f} to {self.smoothed.min():.2f}: if that is little, the range ends too low (--highest)"
+            )
         return (
             f"a tenth of {self.divergence:.2g}, from which on the loss is above the untrained network's: a OneCycle peaks "
             f"near the highest safe rate; the steepest descent is at {self.steepest:.2g}"

@@ -40,7 +40,7 @@ class Training:
     @property
     def has_val_split(self) -> bool:
         """Whether the validation images were not trained on."""
-        return self.config["val_images"] > 0 or self.card.get("data", {}).get("val", 0) > 0
+        return self.config.get("val_images") != 0 or self.card.get("data", {}).get("val", 0) > 0
 
 
 def of_all(assignment: Assignment, model: nn.Module, training: Training) -> list[Constraint]:

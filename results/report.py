@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from results.canvas import data_uri, png
+from results.demands import Training
 from results.figures import MAX_NAMED_CLASSES, confident_mistakes, confusion_figure, curves_figure, mistakes_figure, run_figure
 from results.notes import place
 from results.report_markdown import as_markdown
@@ -114,7 +115,7 @@ def write_report(
         "num_correct": int((predictions == test.labels).sum()),
         "parameters": card.get("parameters"),
         "curves": data_uri(curves),
-        "curves_text": _describe_curves(history, config.get("val_images") != 0 or card.get("data", {}).get("val", 0) > 0),
+        "curves_text": _describe_curves(history, Training(card, config, history).has_val_split),
         "augmented": augmented and data_uri(augmented),
         "augmented_text": "Training images, and below each its augmented versions, as the network receives them.",
         "confusion": data_uri(confusion),

@@ -221,10 +221,10 @@ def test_an_image_is_dropped_or_pasted_and_what_is_none_is_said(page):
 @pytest.mark.parametrize("context", [("desktop", "light")], indirect=True, ids="-".join)
 def test_the_keyboard_is_enough(page, tmp_path):
     (tmp_path / "cat.png").write_bytes(cat_png())
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "file"
-    assert page.evaluate("getComputedStyle(document.querySelector('label[for=file]')).outlineStyle") == "solid"
-    with page.expect_file_chooser() as chooser:
+    with page.expect_file_chooser() as chooser:  # from here on: the browser has to be told before it opens one of its own
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "file"
+        assert page.evaluate("getComputedStyle(document.querySelector('label[for=file]')).outlineStyle") == "solid"
         page.keyboard.press("Space")
     chooser.value.set_files(tmp_path / "cat.png")
     assert_shows_a_cat(page)
