@@ -153,7 +153,7 @@ class Fit:
 
         from learning.last_epochs import evaluate_last_epochs
         from limits.assignments import default
-        from limits.constraints import check, exit_status, format_table
+        from limits.constraints import check, exit_status, format_demands
         from results.demands import Training, of_all
 
         rules = named or default()
@@ -175,7 +175,7 @@ class Fit:
             demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
         else:  # what the default one demands of a training on CIFAR-10 is not asked of other images
             demands = check(trainer.trained_model, trainer.dataset.image_size, trainer.dataset.num_channels, assignment=rules)
-        print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
+        print(f"\n{format_demands(rules.name, demands)}")
         print(f"\nthe preset, to paste into PRESETS in learning/presets.py, also in {out / 'preset.txt'}:\n{text}")
         shown, name = (demands, rules.name) if named else (None, "")
         write_report(out, "The network that fit found", trainer, precision, shown, name)

@@ -163,6 +163,7 @@ class Train:
         for path, teacher in teachers:
             demand_teaches(path, teacher.card, dataset.classes, dataset.num_channels)
         if kept:
+            checkpoint.demand_same_images(out / "checkpoint.pt", before, dataset.content())
             demand_fits(config, dataset)
         else:
             config = fit_to_data(config, dataset, self.given)
@@ -241,11 +242,11 @@ class Train:
         )
         demands = None
         if rules:
-            from limits.constraints import format_table
+            from limits.constraints import format_demands
             from results.demands import Training, of_all
 
             demands = of_all(rules, trainer.trained_model, Training(card, record["config"], history))
-            print(f"\nwhat the assignment {rules.name} demands\n{format_table(demands)}")
+            print(f"\n{format_demands(rules.name, demands)}")
         if self.report or self.author or self.notes:
             named = rules.name if rules else ""
             write_report(out, f"Training of {self.called}", trainer, precision, demands, named, self.author, words)
@@ -265,7 +266,7 @@ def without_auto(arguments: Sequence[str]) -> tuple[list[str], bool]:
         length = 1
         if is_rate := name.replace("_", "-") == "--max-lr":
             length = 1 if equals else 2
-            is_auto = (value if equals else "".join(arguments[i + 1 : i + 2])) == "auto"
+            is_auto = (value if equals else "".join(arguments[i + 1 : i + 2])).lower() == "auto"
         if not (is_rate and is_auto):
             left += arguments[i : i + length]
         i += length

@@ -99,6 +99,11 @@ class Candidates:
         fitted = fit_to_data(replace(config, steps=MIN_STEPS, ema_decay=0.0), dataset)
         self.config = replace(demanded(fitted, rules), ema_decay=config.ema_decay)
         demand_fits(self.config, dataset)
+        if self.config.hole > min(dataset.image_size):
+            raise InputError(
+                f"{rules.name} demands a hole of {self.config.hole} pixels a side, but the images of {dataset.name} have "
+                f"{min(dataset.image_size)}"
+            )
         train, val = dataset.train, dataset.val
         if val is None and self.config.val_images:
             train, val = stratified_split(train, self.config.val_images, self.config.seed)  # as the Trainer does
@@ -111,6 +116,15 @@ class Candidates:
         self.space = Space(rules, dataset.num_channels, dataset.num_classes, dataset.image_size)
         self.bar: tqdm | None = None
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a study of these candidates is about: of two studies that differ in it, the accuracies cannot be compared."""
+        return {
+            "data": self.whole.content() | {"classes": list(self.whole.classes)},
+            "limits": self.rules.limits,
+            "validation images (--seed)": self.config.seed,
+        }
+
     def search(self, place: str, ends: float, share: float) -> Result:
         """Try candidates for a share of the time that is left until `ends` on the monotonic clock; the best one of the study.
 
@@ -119,8 +133,7 @@ class Candidates:
         """
         began, whole = time.monotonic(), ends
         ends = began + share * (ends - began)
-        data = {"classes": list(self.whole.classes), "images": len(self.whole.train.labels), "size": list(self.whole.image_size)}
-        study = open_study(place, {"data": data, "limits": self.rules.limits}, max(LEAST_UNIT, (ends - began) / SHORTEST))
+        study = open_study(place, self.about, max(LEAST_UNIT, (ends - began) / SHORTEST))
         if there := len(results(study)):
             tried = f"{there} networks have" if there > 1 else "one network has"
             print(f"note: going on with a study in which {tried} been tried", file=sys.stderr)
@@ -177,6 +190,7 @@ class Candidates:
         card = kept["card"]
         if card.get("preset") != "fit":
             raise InputError(f"{out} holds a run of another command than fit: pass another --out")
+        checkpoint.demand_same_images(out / "checkpoint.pt", card, self.whole.content())
         known = {each.name for each in fields(TrainConfig)}
         config = TrainConfig(**{name: value for name, value in kept["config"].items() if name in known})
         self.normalisation = {"mean": card["mean"], "std": card["std"]}

@@ -147,8 +147,13 @@ def demand_same_data(path: Path, state: dict[str, Any], card: dict[str, Any]) ->
         if was != now:
             other = "other" if what == "classes" else "another"
             raise InputError(f"{path} was made with {other} {what} ({was}, not {now}): give it another --out")
-    if "data" in state["card"]:
-        was, now = state["card"]["data"], card["data"]
+    demand_same_images(path, state["card"], card["data"])
+
+
+def demand_same_images(path: Path, card: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError unless `now`, as ImageDataset.content gives it, are the data of the checkpoint at `path` with this card."""
+    if "data" in card:
+        was = card["data"]
         for part in ("train", "val", "test"):
             if was[part] != now[part]:
                 raise InputError(

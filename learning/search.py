@@ -28,6 +28,9 @@ LAST_MAP = (3, 16)
 """Pixels, the least and the most, on a side of the maps that global pooling averages."""
 KNOWN = ("baseline", "fast85", "fast90", "slim")
 """The presets whose networks, brought within the limits, are the first to be tried; `train` starts from the first one, too."""
+BLOCKS = ("C1", "C2", "C3", "C4", "O")
+ALWAYS, NEVER = ("gap", "linear"), ("average_pool", "dropout")
+"""Kinds of operation that each network of model.Net has, and that none has."""
 SEPARATED = {"dense": "separable", "dense_dilated": "separable_dilated", "pointwise": "separable"}
 DILATED = {"dense": "dense_dilated", "separable": "separable_dilated"}
 LARGER = {"pointwise": "separable", **DILATED}
@@ -62,6 +65,7 @@ class Space:
         self.rules, self.image_size = rules, image_size
         self.data = num_channels, num_classes
         forbidden = set(rules.forbid)
+        _demand_possible(rules)
         self.kinds = tuple(
             kind
             for kind in KINDS
@@ -259,6 +263,18 @@ class Space:
         with torch.device("meta"):  # no memory, no random numbers
             model = Net(*self.data, **net)
         return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _demand_possible(rules: Assignment) -> None:
+    """Raise InputError where `rules` forbid what each network of model.Net has, or require what none has."""
+    if always := [kind for kind in ALWAYS if kind in rules.forbid]:
+        raise InputError(f"each network of fit has {always[0]}, which the assignment {rules.name} forbids")
+    if never := [kinds for kinds in rules.require if set(kinds) <= {*NEVER}]:
+        raise InputError(f"no network of fit has {' or '.join(never[0])}, which the assignment {rules.name} requires")
+    if rules.blocks and rules.blocks != BLOCKS:
+        raise InputError(
+            f"the networks of fit have the blocks {' '.join(BLOCKS)}, but the assignment {rules.name} demands {' '.join(rules.blocks)}"
+        )
 
 
 def receptive_field(net: dict[str, Any], kinds: Layers) -> int:

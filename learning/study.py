@@ -96,7 +96,10 @@ def open_study(place: str, about: dict[str, Any], unit: float) -> Study:
     else:
         differ = [what for what in about if kept["about"].get(what) != about[what]]
         if differ:
-            raise InputError(f"the study {name} is about other {' and '.join(differ)}: pass another --study")
+            raise InputError(
+                f"the study {name} is about other {' and '.join(differ)}: pass another --study; where you named none, "
+                "--overwrite begins anew"
+            )
     return study
 
 

@@ -103,6 +103,13 @@ def format_table(constraints: list[Constraint]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def format_demands(name: str, constraints: list[Constraint]) -> str:
+    """The constraints under the name of the assignment that demands them."""
+    if not constraints:
+        return f"the assignment {name} demands nothing"
+    return f"what the assignment {name} demands\n{format_table(constraints)}"
+
+
 @dataclass
 class _Network:
     """What the demands are computed from."""

@@ -158,10 +158,10 @@ class Report:
         page = comparison.write(runs, out, self.assignment)
         print(comparison.format_table(runs))
         if self.assignment:
-            from limits.constraints import exit_status, format_table
+            from limits.constraints import exit_status, format_demands
 
             for run in runs:
-                print(f"\n{run.name}: what the assignment {self.assignment} demands\n{format_table(run.demands)}")
+                print(f"\n{run.name}: {format_demands(self.assignment, run.demands)}")
         print(f"page in {page}, plot in {page.with_name(comparison.PLOT)}")
         if wants_page:
             from images import data

@@ -73,6 +73,8 @@ def read(path: Path) -> list[Section]:
     for number, (_, start, heading) in enumerate(starts):
         end = starts[number + 1][0] if number + 1 < len(starts) else len(lines)
         source = "\n".join(lines[start:end]).strip()
+        if number and not heading:
+            raise InputError(f"{path} has the heading '##' without words in line {start}: name the section")
         if source or heading:
             sections.append(Section(heading, source, _html(parser, source, definitions)))
     names = [section.heading.casefold() for section in sections]

@@ -42,6 +42,8 @@ OF_THE_TRAINING = {
     *("test_accuracy", "val_accuracy", "epochs", "images_seen", "seconds"),
 }
 """What a card says of a finished training, which is elsewhere on the page."""
+NAMES = {"mult_adds": "mult_adds (torchinfo's, with normalisation)"}
+"""Under which entries of a card are shown, where an assignment's demand of the same name counts something else."""
 MAX_THUMBNAIL = 64  # longest side in pixels of an image inlined in the page, which must stay small
 EXPLANATION_SIDE = 96  # of an explanation there, which is smooth
 
@@ -137,7 +139,7 @@ def write_report(
         "constraints_title": constraints_title,
         "assignment": assignment,
         "layers": layers,
-        "network": _rows({key: value for key, value in card.items() if key not in {"classes", *OF_THE_TRAINING}}),
+        "network": _rows({NAMES.get(key, key): value for key, value in card.items() if key not in {"classes", *OF_THE_TRAINING}}),
         "configuration": _rows({key: value for key, value in config.items() if not (key == "epochs" and config.get("steps"))}),
         "environment": _rows(environment),
     }

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Unit = Literal["share", "points", "number"]
 """Of values: shares from 0 to 1, differences of shares, or any numbers."""
 NORMAL = 1.96  # half of a 95% interval, in standard deviations
+MANY = 100
+"""Images of which nearly all are right only if they are easy: of fewer, one mistake is more than a point."""
 
 
 def select(outcomes: Sequence[Outcome], **facts: Any) -> list[Outcome]:
@@ -84,7 +86,11 @@ class Verdict:
 
 
 def judge(
-    first: Sequence[float], second: Sequence[float], images: int | tuple[int, int] | None = None, floor: float = 0.0
+    first: Sequence[float],
+    second: Sequence[float],
+    images: int | tuple[int, int] | None = None,
+    floor: float = 0.0,
+    by_images: float | None = None,
 ) -> Verdict:
     """Whether the values of `first` and `second`, in pairs, one a seed, differ by more than chance.
 
@@ -92,12 +98,14 @@ def judge(
         images: of how many images each value is the share, one number, or one for `first` and one for `second`; None for what is no
             share of images.
         floor: what else may make up a difference, in the unit of the values: the error of a measurement that seeds do not show.
+        by_images: the half-width that the choice of the images makes up, where it is not that of two shares.
     """
     pairs = tuple(float(a - b) for a, b in zip(first, second, strict=True)) if len(first) == len(second) else ()
     counts = images if isinstance(images, tuple) else (images, images)
-    by_images = 0.0
-    if counts[0] is not None and counts[1] is not None:
-        by_images = share_half(float(np.mean(first)), counts[0], float(np.mean(second)), counts[1])
+    if by_images is None:
+        by_images = 0.0
+        if counts[0] is not None and counts[1] is not None:
+            by_images = share_half(float(np.mean(first)), counts[0], float(np.mean(second)), counts[1])
     half = float(np.sqrt(by_images**2 + floor**2 + _seeds_half(first, second, pairs) ** 2))
     return Verdict(float(np.mean(first) - np.mean(second)), half, by_images, min(len(first), len(second)), pairs)
 
@@ -139,24 +147,25 @@ def compare(
     chance: float | None = None,
     unit: Unit = "share",
     word: str = "with",
+    by_images: float | None = None,
 ) -> str:
     """One or two sentences on whether `what`, such as "Test accuracy", is higher with the first or with the second.
 
     Args:
         first, second: one value for each seed, in pairs.
-        images: as of `judge`.
+        images, by_images: as of `judge`.
         chance: accuracy of guessing; where it is given, the sentence says which of the two are no better.
         unit: of the values.
         word: what leads from `what` to the names: "with", "on".
     """
-    verdict = judge(first, second, images)
+    verdict = judge(first, second, images, by_images=by_images)
     a, b = f"{word} {first_name}", f"{word} {second_name}"
     shares = [*first, *second]
     if len(set(shares)) == 1:  # without spread and without difference
         every = "" if verdict.seeds == 1 else " in every run"
         text = f"{what} is {_value(shares[0], unit, 1)} {a} and {b}{every}"
-        if unit == "share" and images and shares[0] == 1:
-            return f"{text}: these images are too easy to tell them apart."
+        if unit == "share" and shares[0] == 1 and isinstance(images, int):
+            return f"{text}: {_ceiling(images)}."
         return f"{text}." + _guessing(first_name, first, second_name, second, images, chance)
     digits = 1 if abs(verdict.mean) >= 0.005 or unit == "number" else 2
     values = " against ".join(_value(float(np.mean(each)), unit, digits) for each in (first, second))
@@ -174,8 +183,8 @@ def compare(
         )
     else:
         text = f"{what} is not clearly different {a} and {b}: {values} ({_interval(verdict, unit, digits)})."
-        if unit == "share" and images and 1 - min(np.mean(first), np.mean(second)) <= verdict.images_half:
-            text += " Both are within chance of 100%: these images are too easy to tell them apart."
+        if unit == "share" and isinstance(images, int) and 1 - min(np.mean(first), np.mean(second)) <= verdict.images_half:
+            text += f" Both are within chance of 100%: {_ceiling(images)}."
     return text + _guessing(first_name, first, second_name, second, images, chance)
 
 
@@ -200,6 +209,12 @@ def _of_one_seed(
         f"{what} is not clearly different {a} and {b}: {values} with the only seed, and the choice of {count} images alone can "
         f"explain {100 * verdict.images_half:.{digits}f} points."
     )
+
+
+def _ceiling(images: int) -> str:
+    """Why two accuracies near 100% on the same images cannot be told apart."""
+    reason = "these images are too easy" if images >= MANY else f"{images:,} images are too few"
+    return f"{reason} to tell them apart"
 
 
 def _value(value: float, unit: Unit, digits: int) -> str:

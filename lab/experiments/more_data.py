@@ -204,5 +204,9 @@ def observations(accuracy: dict[str, dict[int, list[float]]], counts: Sequence[i
     if first != last:
         gaps = {count: [a - b for a, b in zip(accuracy[CONV][count], accuracy[FC][count], strict=True)] for count in (first, last)}
         names = f"{last:,} training images", f"{first:,}"
-        says.append(compare(f"The lead of {CONV} over {FC}", names[0], gaps[last], names[1], gaps[first], unit="points"))
+        # Each lead has its own share of chance by the images, and the two are taken as independent.
+        halves = [judge(accuracy[CONV][count], accuracy[FC][count], images).images_half for count in (first, last)]
+        by_images = float(np.hypot(*halves))
+        what = f"The lead of {CONV} over {FC}"
+        says.append(compare(what, names[0], gaps[last], names[1], gaps[first], images, unit="points", by_images=by_images))
     return says

@@ -105,6 +105,11 @@ def test_the_training_is_planned_for_the_time_that_is_left(task, tmp_path: Path,
     assert candidates.asked == pytest.approx(steps, abs=3)
 
 
+def test_a_hole_that_is_larger_than_the_images_is_refused(task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mine demands a hole of 33 pixels a side, but the images of .* have 32"):
+        Candidates(load(str(task[1]), tmp_path), parse({"name": "mine", "image_size": 48, "augmentation": {"hole": 33}}, ""), RECIPE)
+
+
 def test_the_last_epochs_that_an_assignment_asks_for_are_evaluated(task, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("target_accuracy = 0.5\nlast_epochs = 3")
     candidates = Planned(load(str(task[1]), tmp_path), read(tmp_path / "mine.toml"), RECIPE)
@@ -203,6 +208,13 @@ def test_a_second_fit_goes_on_with_the_study(fitted, task, tmp_path: Path) -> No
     other.write_text("max_parameters = 7_000")
     wrong = (*task[:3], other)
     assert_refused(run_main("fit", *wrong, "--study", study, "--out", tmp_path / "run"), "about other limits", "--study")
+    elsewhere = tmp_path / "few.npz"
+    with np.load(task[1].removeprefix("npz:")) as arrays:
+        np.savez(elsewhere, **{**arrays, "train_x": 255 - arrays["train_x"]})
+    others = ("--dataset", f"npz:{elsewhere}", *task[2:])
+    assert_refused(run_main("fit", *others, "--study", study, "--out", tmp_path / "run"), "about other data: pass another")
+    seed = ("--seed", 7, "--study", study, "--out", tmp_path / "run")
+    assert_refused(run_main("fit", *task, *seed), "about other validation images (--seed)")
     assert not (tmp_path / "run").exists()
     # The study of the run that is replaced may go on, too.
     again = tmp_path / "again"
@@ -257,10 +269,8 @@ def test_two_processes_work_on_one_study(task, tmp_path: Path, place: str) -> No
     assert [process.returncode for process in both] == [0, 0], ended
     numbers = [re.findall(r"^network (\d+):", output, re.MULTILINE) for output, _ in ended]
     assert numbers[0] and numbers[1] and not {*numbers[0]} & {*numbers[1]}
-    limits = read(task[3]).model_dump(mode="json", exclude={"name", "about", "preset", "dataset", "course"})
-    classes = [str(label) for label in range(10)]
-    about = {"data": {"classes": classes, "images": 200, "size": [32, 32]}, "limits": limits}
-    study = open_study(place, about, 1.0)
+    candidates = Candidates(load(str(task[1]), tmp_path), read(task[3]), RECIPE)
+    study = open_study(place, candidates.about, 1.0)
     assert {str(one.number) for one in results(study)} == {*numbers[0], *numbers[1]}
 
 

@@ -152,7 +152,7 @@ def test_bad_input_is_one_line(shapes_npz, tmp_path, options, words):
 
 def test_auto_is_taken_from_the_command_line_wherever_it_stands():
     assert without_auto(["train", "--max-lr", "auto", "--steps", "3"]) == (["train", "--steps", "3"], True)
-    assert without_auto(["train", "--steps", "3", "--max_lr=auto"]) == (["train", "--steps", "3"], True)
+    assert without_auto(["train", "--steps", "3", "--max_lr=Auto"]) == (["train", "--steps", "3"], True)
     assert without_auto(["train", "--dataset", "auto", "--max-lr", "0.1"]) == (
         ["train", "--dataset", "auto", "--max-lr", "0.1"],
         False,

@@ -240,6 +240,9 @@ def test_resume_with_classes_of_other_names(trained, tmp_path, capsys):
     assert run("train", "--dataset", f"folder:{tmp_path / 'photos'}", "--out", tmp_path / "run", "--resume") == 2
     output, errors = capsys.readouterr()
     assert "was made with other classes (" in errors and output == ""  # no table either
+    assert run("train", "--dataset", "digits", "--out", tmp_path / "run", "--resume") == 2
+    output, errors = capsys.readouterr()
+    assert "was made with other data: the training split had" in errors and output == ""
 
 
 @pytest.mark.slow

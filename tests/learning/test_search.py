@@ -49,6 +49,28 @@ def test_networks_satisfy_the_limits(name: str) -> None:
         assert all(one.passed for one in check(model, rules.size, rules.channels, assignment=rules) if not one.is_bonus)
 
 
+@pytest.mark.parametrize(
+    ("demands", "words"),
+    [
+        ({"forbid": ["linear"]}, "each network of fit has linear, which the assignment mine forbids"),
+        ({"forbid": ["dropout", "gap"]}, "each network of fit has gap"),
+        ({"require": [["gap", "dropout"], ["average_pool", "dropout"]]}, "no network of fit has average_pool or dropout"),
+        ({"blocks": ["A", "B", "O"]}, "have the blocks C1 C2 C3 C4 O, but the assignment mine demands A B O"),
+    ],
+)
+def test_demands_that_no_network_can_meet_are_refused_at_once(demands: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        space_of(parse({"name": "mine", **demands}, "mine"))
+
+
+@pytest.mark.parametrize("kind", ["gap", "linear"])
+def test_what_is_refused_is_in_each_network(kind: str) -> None:
+    rules = parse({"name": "mine", "forbid": [kind]}, "mine")
+    space = space_of(parse({"name": "all"}, "all"))
+    for net in random_nets(space, 3):
+        assert not all(one.passed for one in check(Net(3, 10, **net), (32, 32), 3, assignment=rules))
+
+
 LIMITS = {
     "max_mult_adds": {"max_mult_adds": 2_000_000},
     "max_size_kb": {"max_size_kb": {"float32": 100, "int8": 40}},

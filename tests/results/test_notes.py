@@ -117,6 +117,8 @@ def test_files_that_are_no_notes(tmp_path):
         notes.read(tmp_path / "latin.md")
     with pytest.raises(InputError, match="has the heading '## goal' twice|has the heading '## Goal' twice"):
         notes.read(write(tmp_path, "## Goal\na\n## goal\nb"))
+    with pytest.raises(InputError, match="has the heading '##' without words in line 3"):
+        notes.read(write(tmp_path, "before\n\n##\nafter"))
     with pytest.raises(InputError, match="too many for notes"):
         notes.read(write(tmp_path, "x" * 1_000_001))
     assert notes.read(write(tmp_path, "\n \n")) == []

@@ -31,7 +31,8 @@ def demand_true(a: list[float], b: list[float], images: int) -> None:
     means = [100 * float(np.mean(each)) for each in (a, b)]
     if a == b and len(set(a)) == 1:
         assert f"is {means[0]:.1f}% with one and with two" in text
-        assert ("too easy" in text) == (a[0] == 1)
+        assert ("too easy" in text) == (a[0] == 1 and images >= 100)
+        assert (f"{images} images are too few" in text) == (a[0] == 1 and images < 100)
     else:
         assert f"{means[0]:.1f}% against {means[1]:.1f}%" in text or f"{means[0]:.2f}% against {means[1]:.2f}%" in text
         assert (f"{seeds} seeds" if seeds > 1 else "seed") in text
@@ -74,6 +75,17 @@ def test_images_that_are_too_easy():
     assert "too easy to tell them apart" in compare("Test accuracy", "A", [0.999, 1.0], "B", [1.0, 1.0], 1000)
     assert "too easy" not in compare("Share", "A", [1.0], "B", [1.0])  # of no images
     assert "not clearly different" in compare("Test accuracy", "A", [0.9], "B", [0.95], 20)  # one more of 20 images
+    few = compare("Test accuracy", "A", [1.0, 1.0], "B", [0.833, 0.917], 12)
+    assert few.endswith("Both are within chance of 100%: 12 images are too few to tell them apart.")
+    for second in ([1.0, 1.0], [0.981, 0.983]):  # of other images
+        assert "tell them apart" not in compare("Accuracy", "the training images", [1.0, 1.0], "the test images", second, (900, 360))
+
+
+def test_the_choice_of_images_counts_for_differences_of_shares():
+    for more, few in (([0.011], [-0.008]), ([0.006, 0.008], [-0.006, -0.006])):
+        assert "is higher" in compare("The lead", "A", more, "B", few, unit="points")
+        text = compare("The lead", "A", more, "B", few, 360, unit="points", by_images=0.08)
+        assert "is not clearly different" in text and ("360 images alone can explain 8.0 points" in text) == (len(more) == 1)
 
 
 def test_numbers_and_differences():
