@@ -272,9 +272,8 @@ def _demand_possible(rules: Assignment) -> None:
     if never := [kinds for kinds in rules.require if set(kinds) <= {*NEVER}]:
         raise InputError(f"no network of fit has {' or '.join(never[0])}, which the assignment {rules.name} requires")
     if rules.blocks and rules.blocks != BLOCKS:
-        raise InputError(
-            f"the networks of fit have the blocks {' '.join(BLOCKS)}, but the assignment {rules.name} demands {' '.join(rules.blocks)}"
-        )
+        have, demanded = " ".join(BLOCKS), " ".join(rules.blocks)
+        raise InputError(f"the networks of fit have the blocks {have}, but the assignment {rules.name} demands {demanded}")
 
 
 def receptive_field(net: dict[str, Any], kinds: Layers) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -206,7 +207,7 @@ def observations(accuracy: dict[str, dict[int, list[float]]], counts: Sequence[i
         names = f"{last:,} training images", f"{first:,}"
         # Each lead has its own share of chance by the images, and the two are taken as independent.
         halves = [judge(accuracy[CONV][count], accuracy[FC][count], images).images_half for count in (first, last)]
-        by_images = float(np.hypot(*halves))
+        by_images = math.hypot(*halves)
         what = f"The lead of {CONV} over {FC}"
         says.append(compare(what, names[0], gaps[last], names[1], gaps[first], images, unit="points", by_images=by_images))
     return says

@@ -107,7 +107,8 @@ def test_the_training_is_planned_for_the_time_that_is_left(task, tmp_path: Path,
 
 def test_a_hole_that_is_larger_than_the_images_is_refused(task, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mine demands a hole of 33 pixels a side, but the images of .* have 32"):
-        Candidates(load(str(task[1]), tmp_path), parse({"name": "mine", "image_size": 48, "augmentation": {"hole": 33}}, ""), RECIPE)
+        rules = parse({"name": "mine", "image_size": 48, "augmentation": {"hole": 33}}, "mine")
+        Candidates(load(str(task[1]), tmp_path), rules, RECIPE)
 
 
 def test_the_last_epochs_that_an_assignment_asks_for_are_evaluated(task, tmp_path: Path) -> None:
