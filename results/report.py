@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from results.canvas import data_uri, png
-from results.demands import Training
 from results.figures import MAX_NAMED_CLASSES, confident_mistakes, confusion_figure, curves_figure, mistakes_figure, run_figure
 from results.notes import place
 from results.report_markdown import as_markdown
@@ -92,6 +91,8 @@ def write_report(
     Returns the path of the page, which loads nothing from outside and runs no script. Raises InputError where `folder` cannot
     be written.
     """
+    from results.demands import Training  # with torch, for which the --help of the lab does not wait
+
     classes = card["classes"]
     probabilities = logits.double().softmax(1).numpy()
     predictions = probabilities.argmax(1)
