@@ -22,7 +22,7 @@ from learning.search import Space
 from learning.study import RUNGS, Result, best, give_back, next_trial, open_study, results, score, told
 from limits.assignments import Assignment
 from model import Net
-from training import Trainer
+from training import Diverged, Trainer
 from utils import network_card, seed_everything
 
 if TYPE_CHECKING:
@@ -99,11 +99,6 @@ class Candidates:
         fitted = fit_to_data(replace(config, steps=MIN_STEPS, ema_decay=0.0), dataset)
         self.config = replace(demanded(fitted, rules), ema_decay=config.ema_decay)
         demand_fits(self.config, dataset)
-        if self.config.hole > min(dataset.image_size):
-            raise InputError(
-                f"{rules.name} demands a hole of {self.config.hole} pixels a side, but the images of {dataset.name} have "
-                f"{min(dataset.image_size)}"
-            )
         train, val = dataset.train, dataset.val
         if val is None and self.config.val_images:
             train, val = stratified_split(train, self.config.val_images, self.config.seed)  # as the Trainer does
@@ -227,7 +222,7 @@ class Candidates:
                 if rung < RUNGS[-1] and not is_first and trial.should_prune():
                     state = TrialState.PRUNED
                     break
-        except InputError as error:  # the loss is not finite
+        except Diverged as error:  # any other fault is of the data or the settings, and so of all networks
             study.tell(trial, state=TrialState.FAIL)
             return str(error)
         assert run

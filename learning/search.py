@@ -13,7 +13,7 @@ from learning.presets import PRESETS
 from limits.assignments import Assignment
 from limits.constraints import Constraint, check
 from limits.patterns import parse_layers
-from model import GROUP, Net
+from model import BLOCKS, GROUP, Net
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -28,7 +28,6 @@ LAST_MAP = (3, 16)
 """Pixels, the least and the most, on a side of the maps that global pooling averages."""
 KNOWN = ("baseline", "fast85", "fast90", "slim")
 """The presets whose networks, brought within the limits, are the first to be tried; `train` starts from the first one, too."""
-BLOCKS = ("C1", "C2", "C3", "C4", "O")
 ALWAYS, NEVER = ("gap", "linear"), ("average_pool", "dropout")
 """Kinds of operation that each network of model.Net has, and that none has."""
 SEPARATED = {"dense": "separable", "dense_dilated": "separable_dilated", "pointwise": "separable"}

@@ -106,9 +106,12 @@ def test_the_training_is_planned_for_the_time_that_is_left(task, tmp_path: Path,
 
 
 def test_a_hole_that_is_larger_than_the_images_is_refused(task, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="mine demands a hole of 33 pixels a side, but the images of .* have 32"):
-        rules = parse({"name": "mine", "image_size": 48, "augmentation": {"hole": 33}}, "mine")
-        Candidates(load(str(task[1]), tmp_path), rules, RECIPE)
+    rules = parse({"name": "mine", "image_size": 48, "augmentation": {"hole": 33}}, "mine")
+    candidates = Candidates(load(str(task[1]), tmp_path), rules, RECIPE)
+    with pytest.raises(InputError, match=r"^hole is 33: it must be at most the side of an image \(32 pixels\)$"):
+        candidates.search(str(tmp_path / "study.sqlite"), time.monotonic() + 600, 0.5)
+    tried = [trial for trial in study_at(tmp_path / "study.sqlite").trials if trial.state.name != "WAITING"]
+    assert len(tried) == 1  # at once
 
 
 def test_the_last_epochs_that_an_assignment_asks_for_are_evaluated(task, tmp_path: Path) -> None:

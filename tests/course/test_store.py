@@ -219,8 +219,9 @@ def test_what_is_no_store(tmp_path):
     assert_refused(run_main("leaderboard", "--store", "mysql://ada:secret@host/db"), "a file or postgresql://")
 
 
-def test_a_thousand_are_listed_nearly_as_fast_as_one(tmp_path):
-    """By processor time, next to a list of one: a busy machine slows both down. What they import has no torch, which is slow."""
+def test_a_thousand_are_listed_in_less_than_a_second(tmp_path):
+    """Of processor time, the imports included, of which torch would be too slow: once in five times, since a busy machine slows
+    it down by half; and always nearly as fast as one."""
     columns = "assignment, contributors, pennkeys, sources, warnings, files, submitted"
     for name in ("one", "thousand"):
         with Store(tmp_path / name) as store:
@@ -230,16 +231,19 @@ def test_a_thousand_are_listed_nearly_as_fast_as_one(tmp_path):
             f"INSERT INTO submissions ({columns}) WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL "
             f"SELECT i + 1 FROM n WHERE i < 1000) SELECT {columns} FROM submissions, n"
         )
-    seconds = {}
-    for name in ("one", "thousand"):
+    seconds: dict[str, list[float]] = {"one": [], "thousand": []}
+    for name in ("one", "thousand") * 5:
+        if seconds["thousand"] and min(seconds["thousand"]) < 1.3:
+            break
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-X", "importtime", ROOT / "main.py", "leaderboard", "--store", tmp_path / name, "--all"]
         result = subprocess.run(command, text=True, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds[name] = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        seconds[name].append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     lines = result.stdout.splitlines()
     assert lines[-1] == "1000 submissions: 1000 queued"
     assert lines[1000].startswith("#1000  queued")
     assert "| torch" not in result.stderr
     assert "| alembic" not in result.stderr  # for what is up to date
-    assert seconds["thousand"] < 2 * seconds["one"]
+    assert min(seconds["thousand"]) < 1.3
+    assert min(seconds["thousand"]) < 2 * min(seconds["one"])
